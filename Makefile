@@ -1,0 +1,71 @@
+# Everything from a fresh Debian 12 machine (root, git, make): each target installs what it needs first.
+#   make demo    two hypervisors with slash32 and guests, in one machine     (KEEP=1 leaves the rack up)
+#   make check   lint, types, unit and contract tests                        (no root needed once deps are in)
+#   make test    everything, counts reduced;  make test-full   counts in full
+#   make deb     the .debs in dist/;          make bench       the benchmarks;    make clean
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PY    := .venv/bin/python
+STAMP := .venv/stamp
+ROOMS := $(wildcard slash32 hooks hostd dispatcher lab)
+
+APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3-lxml python3-msgpack python3-yaml \
+ python3-click python3-aiohttp python3-attr python3-cattr python3-rich python3-prometheus-client python3-iptables \
+ python3-lark python3-nftables \
+ nftables iptables ipset iproute2 conntrack tcpdump iputils-ping procps kmod util-linux openssh-client \
+ mmdebstrap cpio gcc libc6-dev build-essential debhelper dh-python python3-setuptools fakeroot dpkg-dev lintian \
+ ansible-core
+PIP := pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.15 ruff==0.17.6 mypy==2.4.1 \
+ types-PyYAML==6.0.12.20261113 lxml-stubs==0.5.1
+
+.PHONY: help deps check test test-full demo deb bench clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+deps: $(STAMP)
+
+$(STAMP): Makefile
+	@missing=$$({ dpkg-query -W -f='$${db:Status-Abbrev} $${Package}\n' $(APT) 2>/dev/null || true; } | sed -n 's/^ii *//p' \
+	  | sort -u | comm -13 - <(printf '%s\n' $(APT) | sort -u) | tr '\n' ' '); \
+	if [ -n "$${missing// /}" ]; then \
+	  [ "$$(id -u)" = 0 ] || { echo "deps: run as root, or install: $$missing" >&2; exit 1; }; \
+	  echo "deps: installing from apt: $$missing"; \
+	  run() { DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$$@" >.apt.log 2>&1 \
+	    || { tail -n 20 .apt.log >&2; echo "deps: apt-get $$1 failed (all of it in .apt.log)" >&2; exit 1; }; }; \
+	  echo "deps: apt-get update"; run update; \
+	  echo "deps: apt-get install (one to three minutes on a fresh machine)"; \
+	  run install -y --no-install-recommends $$missing; rm -f .apt.log; \
+	fi
+	@echo "deps: .venv with $(PIP)"
+	@/usr/bin/python3 -m venv --system-site-packages .venv
+	@.venv/bin/pip install -q --disable-pip-version-check $(PIP) 2>.pip.log || { cat .pip.log >&2; exit 1; }; rm -f .pip.log
+	@touch $@; echo "deps: ready"
+
+check: deps
+	.venv/bin/ruff check .
+	.venv/bin/mypy --strict $(ROOMS)
+	$(PY) -m pytest -q $(wildcard tests/unit tests/contract)
+
+test: export SLASH32_COUNTS = reduced
+test-full: export SLASH32_COUNTS = full
+test test-full: deps deb
+	lab/rack base
+	$(PY) -m pytest -q tests
+
+demo: deps deb
+	$(PY) -m lab.demo $(if $(KEEP),--keep)
+
+deb: deps
+	packaging/deb/build
+
+bench: deps
+	$(PY) -m bench
+
+clean:
+	@if [ -x lab/rack ] && [ -d "$${SLASH32_LAB_DIR:-/var/tmp/slash32-lab}" ]; then lab/rack down --all; fi
+	rm -rf dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .apt.log .pip.log
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
