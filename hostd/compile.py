@@ -1,0 +1,185 @@
+# Owns: the translation of policies, profiles and selector sets into the abstract packet filter (hostd.ruleset).
+# Pure functions of their arguments; hostd.calc decides when they are called.
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+
+from slash32.net import Prefix
+from slash32.policy import Action, Direction, Icmp, Peer, Policy, Profile
+from slash32.policy import Rule as PolicyRule
+
+from .desired import ClassChains, Member
+from .ruleset import Family, IcmpIs, InNets, InSet, Jump, Match, Ports, Protocol, Rule, SetKind, SetSpec, Side, Verdict
+
+SetLookup = Callable[[str], "SelectorSet"]
+
+ICMP, ICMPV6 = 1, 58
+_KINDS = {(4, False): SetKind.ADDR4, (6, False): SetKind.ADDR6, (4, True): SetKind.NET4, (6, True): SetKind.NET6}
+
+
+class SelectorSet:
+    """The kernel sets of one selector: single addresses in hash sets, prefixes in small interval sets of their own.
+
+    A set's name carries its capacity, so that one that outgrows it is simply another object: the new set, the rules
+    that name it and the old set's end travel in one transaction.
+    """
+
+    __slots__ = ("counts", "digest", "specs")
+
+    def __init__(self, selector: str, members: Iterable[Member]) -> None:
+        self.digest = digest(selector)
+        self.counts = Counter(kind_of(m) for m in members)
+        self.specs = self._declare()
+
+    def changed(self, add: Iterable[Member], remove: Iterable[Member]) -> bool:
+        """Count effective additions and removals; True if other kernel sets are needed than before."""
+        self.counts.update(kind_of(m) for m in add)
+        self.counts.subtract(kind_of(m) for m in remove)
+        before, self.specs = self.specs, self._declare()
+        return before != self.specs
+
+    def _declare(self) -> dict[SetKind, tuple[str, SetSpec]]:
+        wanted = [k for k in SetKind if k in (SetKind.ADDR4, SetKind.ADDR6) or self.counts[k] > 0]
+        sizes = {kind: capacity(self.counts[kind]) for kind in wanted}
+        return {kind: (f"{kind.value}-{self.digest}-{size}", SetSpec(kind, size)) for kind, size in sizes.items()}
+
+
+def kind_of(member: Member) -> SetKind:
+    if isinstance(member, Prefix):
+        return SetKind.NET4 if len(member.network) == 4 else SetKind.NET6
+    return SetKind.ADDR4 if len(member) == 4 else SetKind.ADDR6
+
+
+def capacity(count: int) -> int:
+    """Elements a set is declared for: room to double, in steps of four, so that it seldom has to be made anew."""
+    size = 256
+    while size < 2 * count:
+        size *= 4
+    return size
+
+
+def digest(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+
+
+def policy_chain(name: str, direction: Direction) -> str:
+    return f"{'pi' if direction is Direction.INGRESS else 'po'}-{_readable(name)}"
+
+
+def profile_chain(name: str, direction: Direction) -> str:
+    return f"{'fi' if direction is Direction.INGRESS else 'fo'}-{_readable(name)}"
+
+
+def _readable(name: str) -> str:
+    """Unique and legal as an nft identifier, and still the name where that is one."""
+    if len(name) <= 40 and name.replace("-", "").isalnum():
+        return name
+    return f"{name[:24].replace('.', '_')}-{digest(name)}"
+
+
+def selectors_of(rules: Iterable[PolicyRule]) -> Iterator[str]:
+    for rule in rules:
+        for peer in (rule.source, rule.destination):
+            yield from (s for s in (peer.selector, peer.not_selector) if s is not None)
+
+
+def policy_chains(item: Policy | Profile, lookup: SetLookup) -> dict[str, tuple[Rule, ...]]:
+    """The chains of one policy or profile, one per direction that it has. No match returns to the class chain."""
+    name_of = policy_chain if isinstance(item, Policy) else profile_chain
+    directions = item.types if isinstance(item, Policy) else (Direction.INGRESS, Direction.EGRESS)
+    what = "policy" if isinstance(item, Policy) else "profile"
+    return {
+        name_of(item.name, direction): tuple(
+            compiled
+            for number, rule in enumerate(item.rules(direction))
+            for compiled in compile_rule(rule, lookup, f"{what} {item.name[:40]} {direction.value.lower()}[{number}]")
+        )
+        for direction in directions
+    }
+
+
+def class_chains(
+    egress: Sequence[str], ingress: Sequence[str]
+) -> tuple[ClassChains, dict[str, tuple[Rule, ...]]]:
+    """A class and its chains, from the policy (or profile) chains that apply, in order. The end is always drop."""
+    names = ClassChains(f"from-{digest('egress', *egress)}", f"to-{digest('ingress', *ingress)}")
+    end = Rule((), Verdict.DROP, "no policy allows it")
+    chains = {
+        name: (*(Rule((), Jump(chain)) for chain in jumps), end)
+        for name, jumps in ((names.egress, egress), (names.ingress, ingress))
+    }
+    return names, chains
+
+
+def compile_rule(rule: PolicyRule, lookup: SetLookup, comment: str) -> Iterator[Rule]:
+    verdict = Verdict.ACCEPT if rule.action is Action.ALLOW else Verdict.DROP
+    for ip in (4, 6) if _asks_family(rule) else (0,):
+        if rule.ip_version not in (None, ip) or not _can_match(rule, ip):
+            continue
+        head: list[Match] = [Family(ip)] if ip else []
+        head += _protocol(rule, ip)
+        sources = list(_peer(rule.source, Side.SRC, ip, lookup))
+        destinations = list(_peer(rule.destination, Side.DST, ip, lookup))
+        for source, destination in product(sources, destinations):
+            yield Rule((*head, *source, *destination), verdict, comment)
+
+
+def _asks_family(rule: PolicyRule) -> bool:
+    peers = (rule.source, rule.destination)
+    return bool(
+        rule.ip_version
+        or rule.icmp
+        or rule.not_icmp
+        or any(p.nets or p.not_nets or p.selector is not None or p.not_selector is not None for p in peers)
+    )
+
+
+def _can_match(rule: PolicyRule, ip: int) -> bool:
+    """A positive list of nets admits only its own families, ICMP fields only their protocol's."""
+    if ip == 0:
+        return True
+    if (rule.icmp or rule.not_icmp) and rule.protocol != {4: ICMP, 6: ICMPV6}[ip]:
+        return False
+    return all(not p.nets or any(n.version == ip for n in p.nets) for p in (rule.source, rule.destination))
+
+
+def _protocol(rule: PolicyRule, ip: int) -> Iterator[Match]:
+    if rule.protocol is not None:
+        yield Protocol(rule.protocol)
+    if rule.not_protocol is not None:
+        yield Protocol(rule.not_protocol, negate=True)
+    fields: tuple[tuple[Icmp | None, bool], ...] = ((rule.icmp, False), (rule.not_icmp, True))
+    for icmp, negate in fields:
+        if icmp is not None:
+            yield IcmpIs(ip, icmp, negate)
+
+
+def _peer(peer: Peer, side: Side, ip: int, lookup: SetLookup) -> Iterator[tuple[Match, ...]]:
+    """The alternatives of one side: an address is in a selector's hash set, or behind one of its prefixes."""
+    always: list[Match] = []
+    nets = tuple(n for n in peer.nets if n.version == ip)
+    if nets:
+        always.append(InNets(side, nets))
+    outside = tuple(n for n in peer.not_nets if n.version == ip)
+    if outside:
+        always.append(InNets(side, outside, negate=True))
+    if peer.not_selector is not None:
+        always += [InSet(side, name, kind, negate=True) for kind, name in _sets(lookup(peer.not_selector), ip)]
+    if peer.ports:
+        always.append(Ports(side, peer.ports))
+    if peer.not_ports:
+        always.append(Ports(side, peer.not_ports, negate=True))
+    if peer.selector is None:
+        yield tuple(always)
+        return
+    for kind, name in _sets(lookup(peer.selector), ip):
+        yield (InSet(side, name, kind), *always)
+
+
+def _sets(found: SelectorSet, ip: int) -> Iterator[tuple[SetKind, str]]:
+    for kind in (_KINDS[ip, False], _KINDS[ip, True]):
+        if kind in found.specs:
+            yield kind, found.specs[kind][0]

@@ -1,0 +1,109 @@
+# Owns: the shape of what the kernel of one host is to hold ("desired") and does hold ("actual"), as plain data
+# that hostd.calc fills, hostd.plan compares and hostd.dataplane reads and writes. Pure.
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from slash32.net import Address, Prefix
+
+from .ruleset import Rule, SetSpec
+
+Member = Address | Prefix  # single addresses in ADDR sets, prefixes in NET sets
+
+
+class ClassChains(NamedTuple):
+    """A class of endpoints: all that share these two chains (same policies in the same order, both ways)."""
+
+    egress: str  # what the guest sends
+    ingress: str  # what the guest receives
+
+
+class Tap(NamedTuple):
+    """One endpoint that is to be connected. An isolated one simply is not here: the guard holds it."""
+
+    ifindex: int
+    name: str
+    mac: bytes
+    addresses: tuple[Address, ...]
+    prefixes: tuple[Prefix, ...]
+    chains: ClassChains
+
+
+class Hop(NamedTuple):
+    """Where a prefix is routed: to a tap of ours (`onlink`), or to the next hop that is its host."""
+
+    oif: int  # 0: the kernel is asked which interface reaches `via`
+    via: Address | None = None
+    onlink: bool = False
+
+
+def no_members(_name: str) -> Collection[Member]:
+    return ()
+
+
+@dataclass(slots=True)
+class Desired:
+    sets: dict[str, SetSpec] = field(default_factory=dict)
+    members: Callable[[str], Collection[Member]] = no_members  # by set; asked only when a set is new or read back
+    chains: dict[str, tuple[Rule, ...]] = field(default_factory=dict)
+    taps: dict[int, Tap] = field(default_factory=dict)  # by ifindex
+    routes: dict[Prefix, Hop] = field(default_factory=dict)
+    exempt: frozenset[int] = frozenset()  # ifindexes of untagged guests that ran at the first install
+
+
+@dataclass(slots=True)
+class Actual:
+    """What was read, or written since. Fingerprints stand for rules; set members are kept only while comparing."""
+
+    sets: dict[str, SetSpec] = field(default_factory=dict)
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    classes: dict[int, ClassChains] = field(default_factory=dict)  # device group -> chains
+    taps: dict[int, Admitted] = field(default_factory=dict)  # by ifindex
+    routes: dict[Prefix, Hop] = field(default_factory=dict)
+    exempt: frozenset[int] = frozenset()
+    members: dict[str, Collection[Member]] | None = None  # only straight after a read
+    foreign_groups: dict[int, int] = field(default_factory=dict)  # guarded links we know nothing of: ifindex -> group
+
+
+@dataclass(slots=True)
+class Admitted:
+    """One interface as the kernel has it: anti-spoof elements, neighbours, gateway address, class."""
+
+    mac: bytes = b""
+    addresses: frozenset[Address] = frozenset()
+    prefixes: frozenset[Prefix] = frozenset()
+    neighbours: frozenset[tuple[Address, bytes]] = frozenset()
+    gateway: bool = False  # carries fe80::1/64
+    sysctls: bool = False
+    group: int = 0
+
+
+@dataclass(slots=True)
+class Dirty:
+    """Which objects may differ since the last plan; names only, so that a plan costs what changed."""
+
+    sets: set[str] = field(default_factory=set)
+    members: dict[str, tuple[set[Member], set[Member]]] = field(default_factory=dict)  # set -> (added, removed)
+    chains: set[str] = field(default_factory=set)
+    taps: set[int] = field(default_factory=set)
+    routes: set[Prefix] = field(default_factory=set)
+
+    def merge(self, other: Dirty) -> None:
+        self.sets |= other.sets
+        self.chains |= other.chains
+        self.taps |= other.taps
+        self.routes |= other.routes
+        for name, (add, remove) in other.members.items():
+            self.change_members(name, add, remove)
+
+    def change_members(self, name: str, add: Collection[Member], remove: Collection[Member]) -> None:
+        added, removed = self.members.setdefault(name, (set(), set()))
+        added.difference_update(remove)
+        removed.update(remove)
+        removed.difference_update(add)
+        added.update(add)
+
+    def __bool__(self) -> bool:
+        return bool(self.sets or self.members or self.chains or self.taps or self.routes)

@@ -1,0 +1,315 @@
+# Owns: the difference between desired and actual, as ordered operations: close, filter, open, collect. Pure.
+#
+# The order is the safety of the whole: what is taken away is closed first (device group 0 is the guard's), the packet
+# filter changes in one transaction, and only then routes appear and, last of all, a tap's group opens it. What nothing
+# refers to any more is collected at the end.
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from slash32.net import Address, Prefix
+
+from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Hop, Member, Tap
+from .ruleset import Jump, Rule, SetSpec
+
+GATEWAY6 = Prefix(bytes.fromhex("fe80000000000000" + "0000000000000001"), 64)
+
+
+class AddSet(NamedTuple):
+    name: str
+    spec: SetSpec
+
+
+class AddMembers(NamedTuple):
+    name: str
+    spec: SetSpec
+    members: tuple[Member, ...]
+
+
+class DelMembers(NamedTuple):
+    name: str
+    spec: SetSpec
+    members: tuple[Member, ...]
+
+
+class PutChain(NamedTuple):
+    name: str
+    rules: tuple[Rule, ...]
+
+
+class PutClass(NamedTuple):
+    group: int
+    chains: ClassChains
+
+
+class Admit(NamedTuple):
+    ifindex: int
+    mac: bytes
+    addresses: tuple[Address, ...]
+    prefixes: tuple[Prefix, ...]
+    first: bool  # also what belongs to the MAC alone
+
+
+class Expel(NamedTuple):
+    ifindex: int
+    mac: bytes
+    addresses: tuple[Address, ...]
+    prefixes: tuple[Prefix, ...]
+    last: bool
+
+
+class Exempt(NamedTuple):
+    ifindex: int
+    on: bool
+
+
+class DelClass(NamedTuple):
+    group: int
+
+
+class DelChain(NamedTuple):
+    name: str
+
+
+class DelSet(NamedTuple):
+    name: str
+
+
+class SetGroup(NamedTuple):
+    ifindex: int
+    group: int
+
+
+class PutSysctls(NamedTuple):
+    ifindex: int
+    name: str
+
+
+class PutGateway(NamedTuple):
+    ifindex: int
+    on: bool
+
+
+class PutNeighbour(NamedTuple):
+    ifindex: int
+    address: Address
+    mac: bytes
+    on: bool
+
+
+class PutRoute(NamedTuple):
+    """`old` and `new` hop; None where there is none."""
+
+    prefix: Prefix
+    old: Hop | None
+    new: Hop | None
+
+
+Grow = AddSet | AddMembers | DelMembers | PutChain | PutClass | Admit | Expel | Exempt
+Shrink = DelClass | DelChain | DelSet
+FilterOp = Grow | Shrink
+LinkOp = SetGroup | PutSysctls | PutGateway | PutNeighbour | PutRoute
+
+
+@dataclass(slots=True)
+class Plan:
+    close: list[LinkOp] = field(default_factory=list)
+    filter: list[Grow] = field(default_factory=list)
+    open: list[LinkOp] = field(default_factory=list)
+    collect: list[Shrink] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.close) + len(self.filter) + len(self.open) + len(self.collect)
+
+    def __iter__(self) -> Iterator[FilterOp | LinkOp]:
+        yield from (*self.close, *self.filter, *self.open, *self.collect)
+
+
+class Limits(NamedTuple):
+    """Where device groups of ours lie, and whether what is not desired may go (only once all is known)."""
+
+    group_base: int
+    prune: bool = True
+
+
+class Scope(NamedTuple):
+    """What is compared. `fingerprints` are those of the desired chains in `dirty` (the packet filter computes them)."""
+
+    desired: Desired
+    actual: Actual
+    dirty: Dirty
+    fingerprints: Mapping[str, tuple[str, ...]]
+    limits: Limits
+
+
+def everything(desired: Desired, actual: Actual) -> Dirty:
+    """All names of either side: the scope of a full comparison (`actual.members` must have been read)."""
+    dirty = Dirty(
+        sets=desired.sets.keys() | actual.sets.keys(),
+        chains=desired.chains.keys() | actual.chains.keys(),
+        taps=desired.taps.keys() | actual.taps.keys() | actual.foreign_groups.keys(),
+        routes=desired.routes.keys() | actual.routes.keys(),
+    )
+    for name in desired.sets.keys() & actual.sets.keys():
+        want, have = set(desired.members(name)), set((actual.members or {}).get(name, ()))
+        if want != have:
+            dirty.members[name] = (want - have, have - want)
+    return dirty
+
+
+def plan(scope: Scope) -> Plan:
+    """Operations that take `actual` to `desired` within `dirty`."""
+    desired, actual, dirty, _, limits = scope
+    out = Plan()
+    _plan_sets(out, scope)
+    _plan_chains(out, scope)
+    groups = _plan_classes(out, scope)
+    for ifindex in sorted(dirty.taps):
+        tap, have = desired.taps.get(ifindex), actual.taps.get(ifindex)
+        if tap is not None:
+            _plan_tap(out, tap, have or Admitted(), groups[tap.chains])
+        elif have is not None and limits.prune:
+            _plan_withdrawal(out, ifindex, have)
+        elif actual.foreign_groups.get(ifindex, 0) and limits.prune:
+            out.close.append(SetGroup(ifindex, 0))
+    _plan_routes(out, scope)
+    _plan_exempt(out, scope)
+    out.close.sort(key=lambda op: _CLOSING.index(type(op)))
+    out.open.sort(key=lambda op: _OPENING.index(type(op)))
+    out.filter.sort(key=lambda op: _FILTERING.index(type(op)))
+    out.collect.sort(key=lambda op: _COLLECTING.index(type(op)))
+    return out
+
+
+_CLOSING = (SetGroup, PutRoute, PutNeighbour, PutGateway)
+_OPENING = (PutSysctls, PutGateway, PutNeighbour, PutRoute, SetGroup)
+_FILTERING = (AddSet, DelMembers, AddMembers, PutChain, PutClass, Expel, Admit, Exempt)
+_COLLECTING = (DelClass, DelChain, DelSet)
+
+
+def _plan_sets(out: Plan, scope: Scope) -> None:
+    desired, actual, dirty, _, limits = scope
+    for name in sorted(dirty.sets):
+        spec, have = desired.sets.get(name), actual.sets.get(name)
+        if spec is None:
+            if have is not None and limits.prune:
+                out.collect.append(DelSet(name))
+        elif have is None:
+            out.filter.append(AddSet(name, spec))
+            members = tuple(desired.members(name))
+            if members:
+                out.filter.append(AddMembers(name, spec, members))
+    for name, (add, remove) in dirty.members.items():
+        spec = desired.sets.get(name)
+        if spec is None or name not in actual.sets:
+            continue  # gone, or new and filled above
+        if add:
+            out.filter.append(AddMembers(name, spec, tuple(add)))
+        if remove:
+            out.filter.append(DelMembers(name, spec, tuple(remove)))
+
+
+def _plan_chains(out: Plan, scope: Scope) -> None:
+    """Chains in an order in which a jump's target exists: those that jump nowhere first; removed the other way."""
+    desired, actual, dirty, fingerprints, limits = scope
+    puts: list[PutChain] = []
+    gone: list[DelChain] = []
+    for name in sorted(dirty.chains):
+        rules = desired.chains.get(name)
+        if rules is None:
+            if name in actual.chains and limits.prune:
+                gone.append(DelChain(name))
+        elif actual.chains.get(name) != fingerprints[name]:
+            puts.append(PutChain(name, rules))
+    out.filter += sorted(puts, key=lambda op: any(isinstance(r.verdict, Jump) for r in op.rules))
+    out.collect += sorted(gone, key=lambda op: not op.name.startswith(("from-", "to-")))
+
+
+def _plan_classes(out: Plan, scope: Scope) -> dict[ClassChains, int]:
+    """Device group of every class that a dirty tap needs; new classes get groups that no link carries."""
+    desired, actual, dirty, _, limits = scope
+    groups = {chains: group for group, chains in actual.classes.items()}
+    taken = {*actual.classes, *actual.foreign_groups.values(), *(t.group for t in actual.taps.values())}
+    following = limits.group_base + 1
+    for ifindex in sorted(dirty.taps & desired.taps.keys()):
+        chains = desired.taps[ifindex].chains
+        if chains not in groups:
+            while following in taken:
+                following += 1
+            taken.add(following)
+            groups[chains] = following
+            out.filter.append(PutClass(following, chains))
+    doomed = {op.name for op in out.collect if isinstance(op, DelChain)}
+    out.collect += [DelClass(group) for group, chains in actual.classes.items() if doomed.intersection(chains)]
+    return groups
+
+
+def _plan_tap(out: Plan, tap: Tap, have: Admitted, group: int) -> None:
+    new = not have.addresses and not have.prefixes
+    if have.mac not in (b"", tap.mac):
+        out.filter.append(
+            Expel(tap.ifindex, have.mac, tuple(sorted(have.addresses)), tuple(sorted(have.prefixes)), last=True)
+        )
+        have = Admitted(have.mac, frozenset(), frozenset(), have.neighbours, have.gateway, have.sysctls, have.group)
+        new = True
+    add = tuple(a for a in tap.addresses if a not in have.addresses)
+    add_prefixes = tuple(p for p in tap.prefixes if p not in have.prefixes)
+    if add or add_prefixes or new:
+        out.filter.append(Admit(tap.ifindex, tap.mac, add, add_prefixes, first=new))
+    drop = tuple(sorted(have.addresses.difference(tap.addresses)))
+    drop_prefixes = tuple(sorted(have.prefixes.difference(tap.prefixes)))
+    if drop or drop_prefixes:
+        out.filter.append(Expel(tap.ifindex, have.mac, drop, drop_prefixes, last=False))
+    if not have.sysctls:
+        out.open.append(PutSysctls(tap.ifindex, tap.name))
+    if not have.gateway:
+        out.open.append(PutGateway(tap.ifindex, on=True))
+    neighbours = {(address, tap.mac) for address in tap.addresses}
+    for address, mac in sorted(neighbours - have.neighbours):
+        out.open.append(PutNeighbour(tap.ifindex, address, mac, on=True))
+    for address, mac in sorted(have.neighbours - neighbours):
+        if address not in tap.addresses:
+            out.close.append(PutNeighbour(tap.ifindex, address, mac, on=False))
+    if have.group != group:
+        out.open.append(SetGroup(tap.ifindex, group))
+
+
+def _plan_withdrawal(out: Plan, ifindex: int, have: Admitted) -> None:
+    if have.group:
+        out.close.append(SetGroup(ifindex, 0))
+    out.close += [PutNeighbour(ifindex, address, mac, on=False) for address, mac in sorted(have.neighbours)]
+    if have.gateway:
+        out.close.append(PutGateway(ifindex, on=False))
+    if have.addresses or have.prefixes or have.mac:
+        out.filter.append(
+            Expel(ifindex, have.mac, tuple(sorted(have.addresses)), tuple(sorted(have.prefixes)), last=True)
+        )
+
+
+def _plan_routes(out: Plan, scope: Scope) -> None:
+    desired, actual, dirty, _, limits = scope
+    for prefix in sorted(dirty.routes):
+        want, have = desired.routes.get(prefix), actual.routes.get(prefix)
+        if want is None and have is not None and limits.prune:
+            out.close.append(PutRoute(prefix, have, None))
+        elif want is not None and not same_hop(want, have):
+            out.open.append(PutRoute(prefix, have, want))
+
+
+def same_hop(want: Hop, have: Hop | None) -> bool:
+    """A next hop whose interface the kernel was left to find is the same whichever it found."""
+    return have is not None and want.via == have.via and want.oif in (0, have.oif)
+
+
+def _plan_exempt(out: Plan, scope: Scope) -> None:
+    desired, actual, _, _, limits = scope
+    out.filter += [Exempt(ifindex, on=True) for ifindex in sorted(desired.exempt - actual.exempt)]
+    if limits.prune:
+        out.filter += [Exempt(ifindex, on=False) for ifindex in sorted(actual.exempt - desired.exempt)]
+
+
+def names_of(ops: Iterable[FilterOp | LinkOp]) -> list[str]:
+    """For people (`slash32-hostd diff`): one line each."""
+    return [" ".join([type(op).__name__, *(str(x) for x in op[:2])]) for op in ops]

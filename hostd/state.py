@@ -1,0 +1,105 @@
+# Owns: what this host knows of its own endpoints: what libvirt runs, which tap carries it, what the dispatcher
+# accepted. Pure; the last state on disk is this plus the replica (hostd.journal).
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from slash32.model import Endpoint, EndpointKey
+from slash32.net import Address, Prefix, format_address
+
+
+class Phase(enum.Enum):
+    RESERVED = "reserved"  # prepare: claimed, no tap yet
+    INCOMING = "incoming"  # destination of a live migration: ACL yes, route and claim not before the guest runs here
+    LIVE = "live"
+
+
+class Carrier(NamedTuple):
+    """The link that carries an endpoint. Names are reused, indexes are not."""
+
+    tap: str
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """One endpoint of this host."""
+
+    endpoint: Endpoint
+    driver: str  # libvirt's: qemu | lxc
+    phase: Phase
+    carrier: Carrier | None = None
+    accepted: Endpoint | None = None  # as the dispatcher last granted it
+    problem: str = ""  # why it is not connected, or not as its tag says: one line
+
+    @property
+    def connected(self) -> Endpoint | None:
+        """What the kernel is to enforce: only what was granted. Isolated (None) where nothing was.
+
+        An incoming guest runs elsewhere, where it was granted; its address comes here with the claim.
+        """
+        if self.phase is Phase.INCOMING:
+            return self.endpoint
+        return self.accepted if self.phase is Phase.LIVE else None
+
+
+@dataclass(slots=True)
+class Locals:
+    """All endpoints of this host, by key."""
+
+    by_key: dict[EndpointKey, Local]
+
+    def __iter__(self) -> Iterator[Local]:
+        return iter(self.by_key.values())
+
+    def get(self, key: EndpointKey) -> Local | None:
+        return self.by_key.get(key)
+
+    def of_domain(self, uuid: str) -> list[Local]:
+        return [local for local in self if local.endpoint.key.uuid == uuid]
+
+    def put(self, local: Local) -> None:
+        self.by_key[local.endpoint.key] = local
+
+    def remove(self, key: EndpointKey) -> Local | None:
+        return self.by_key.pop(key, None)
+
+    def conflict(self, endpoint: Endpoint) -> str | None:
+        """One line if another endpoint of this host has one of the addresses or prefixes; None if not."""
+        for other in self:
+            if other.endpoint.key == endpoint.key:
+                continue
+            taken = _overlap(endpoint, other.endpoint)
+            if taken is not None:
+                return f"{taken} is in use by {other.endpoint.domain!r} on this host: give each guest its own"
+        return None
+
+    def carried_by(self, ifindex: int) -> Local | None:
+        return next((x for x in self if x.carrier is not None and x.carrier.ifindex == ifindex), None)
+
+
+def tagged_again(local: Local, endpoint: Endpoint, carrier: Carrier | None) -> Local:
+    """The same endpoint as libvirt shows it now."""
+    return replace(local, endpoint=endpoint, carrier=carrier or local.carrier)
+
+
+def isolate_ungranted(locals_: Iterable[Local]) -> Iterator[Local]:
+    """Without a dispatcher a re-tagged endpoint may not go on with the rights of its old tag."""
+    for local in locals_:
+        if local.phase is Phase.LIVE and local.accepted not in (None, local.endpoint):
+            yield replace(local, accepted=None, problem="re-tagged while no dispatcher answers: isolated until it does")
+
+
+def _overlap(one: Endpoint, two: Endpoint) -> str | None:
+    both: set[Address] = set(one.addresses) & set(two.all_addresses())
+    if both:
+        return f"address {format_address(min(both))}"
+    groups = {s.address: s.group for s in two.shared}
+    for shared in one.shared:
+        if shared.address in two.addresses or groups.get(shared.address, shared.group) != shared.group:
+            return f"address {format_address(shared.address)}"
+    prefixes: set[Prefix] = set(one.prefixes) & set(two.prefixes)
+    return f"prefix {min(prefixes)}" if prefixes else None
