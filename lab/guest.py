@@ -18,7 +18,7 @@ SOURCES = Path(__file__).parent / "guest"
 MODULES = """
 virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net af_packet
 """.split()
-TOOLS = ("frames", "probe", "serve", "stream")
+TOOLS = ("addr6", "frames", "probe", "serve", "stream")
 FOLDERS = "bin dev proc sys lib/mod etc root tmp run .oldroot".split()
 TMPFILES = "d /run/slash32-lab 0777 root root -\n"
 VERSION = "2"

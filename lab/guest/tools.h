@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+int addr6(int argc, char **argv);
 int frames(int argc, char **argv);
 int probe(int argc, char **argv);
 int stream(int argc, char **argv);

@@ -1,0 +1,63 @@
+"""Raw Ethernet frames as hex text, for the guest tool "frames" and the words s32.frame= of a guest. Pure."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+
+def arp(source_mac: str, source: str, target: str) -> str:
+    """An ARP request: who has TARGET, tell SOURCE."""
+    mac = _mac(source_mac)
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + IPv4Address(source).packed
+    return (b"\xff" * 6 + mac + b"\x08\x06" + body + bytes(6) + IPv4Address(target).packed).hex()
+
+
+def udp(to_mac: str, source_mac: str, source: str, target: str, port: int, source_port: int = 4000, data: bytes = b"s32") -> str:
+    """A UDP datagram, v4 or v6 by its addresses."""
+    segment = struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
+    return _frame(to_mac, source_mac, source, target, 17, segment, 6)
+
+
+def tcp(
+    to_mac: str, source_mac: str, source: str, target: str, port: int, flags: int = 0x02, source_port: int = 4000
+) -> str:
+    """A TCP segment without data: FLAGS 0x02 is SYN, 0x10 ACK."""
+    segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 0x50, flags, 64240, 0, 0)
+    return _frame(to_mac, source_mac, source, target, 6, segment, 16)
+
+
+def icmp(to_mac: str, source_mac: str, source: str, target: str, number: int = 1) -> str:
+    """An echo request, v4 or v6 by its addresses."""
+    v4 = ip_address(source).version == 4
+    segment = struct.pack("!BBHHH", 8 if v4 else 128, 0, 0, 0x3332, number)
+    return _frame(to_mac, source_mac, source, target, 1 if v4 else 58, segment, 2)
+
+
+def _frame(to_mac: str, source_mac: str, source: str, target: str, protocol: int, segment: bytes, checksum_at: int) -> str:
+    a, b = ip_address(source), ip_address(target)
+    if isinstance(a, IPv4Address) != isinstance(b, IPv4Address):
+        raise ValueError(f"{source} and {target} are not of one family")
+    pseudo = b"" if protocol == 1 else a.packed + b.packed + struct.pack("!II", len(segment), protocol)
+    total = _checksum(pseudo + segment) or 0xFFFF
+    segment = segment[:checksum_at] + struct.pack("!H", total) + segment[checksum_at + 2 :]
+    if isinstance(a, IPv6Address):
+        header = struct.pack("!IHBB", 6 << 28, len(segment), protocol, 64) + a.packed + b.packed
+        kind = b"\x86\xdd"
+    else:
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, protocol, 0) + a.packed + b.packed
+        header = header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
+        kind = b"\x08\x00"
+    return (_mac(to_mac) + _mac(source_mac) + kind + header + segment).hex()
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _checksum(data: bytes) -> int:
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
