@@ -1,0 +1,36 @@
+# Owns: the fixtures of the kernel tests. Nothing here touches the machine's own network namespace.
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from netns import Namespace
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid():
+        for item in items:
+            if "/tests/kernel/" in str(item.path):
+                item.add_marker(pytest.mark.skip(reason="kernel tests need root"))
+
+
+@pytest.fixture
+def netns() -> Iterator[Namespace]:
+    """The test runs inside a fresh network namespace."""
+    namespace = Namespace()
+    try:
+        with namespace.entered():
+            yield namespace
+    finally:
+        namespace.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[Namespace]:
+    """A second fresh namespace, not entered."""
+    namespace = Namespace()
+    try:
+        yield namespace
+    finally:
+        namespace.close()
