@@ -66,6 +66,5 @@ bench: deps
 	$(PY) -m bench
 
 clean:
-	@if [ -x lab/rack ] && [ -d "$${SLASH32_LAB_DIR:-/var/tmp/slash32-lab}" ]; then lab/rack down --all; fi
 	rm -rf dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .apt.log .pip.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,7 +33,13 @@ exec nsenter -t "$init" -a -- /bin/busybox env "$@"
 
 
 def guest_run(
-    node: Node, domain: str, argv: Sequence[str], *, check: bool = True, input: str | None = None, timeout: float = 15
+    node: Node,
+    domain: str,
+    argv: Sequence[str],
+    *,
+    check: bool = True,
+    input: str | None = None,
+    timeout: float = 15,
 ) -> str:
     """Run ARGV inside the guest DOMAIN of NODE and return its output (QEMU: stderr too). A QEMU guest that is still
     booting is waited for, within TIMEOUT. With CHECK, CommandError if the command fails."""
@@ -68,7 +74,7 @@ def wait_guest(node: Node, domain: str, timeout: float = 30) -> None:
 
 
 def probe(node: Node, domain: str, addresses: Sequence[str], *options: str) -> dict[tuple[str, str], bool]:
-    """Who answers the guest: {(address, "icmp" | "80" | "5432" | "udp/PORT"): bool}; OPTIONS as in lab/guest/probe.c."""
+    """Who answers: {(address, "icmp" | "80" | "5432" | "udp/PORT"): bool}; OPTIONS as in lab/guest/probe.c."""
     said = guest_run(node, domain, ["probe", *options, *addresses], timeout=20)
     return {(address, what): answer == "yes" for address, what, answer in map(str.split, said.splitlines())}
 

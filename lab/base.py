@@ -15,22 +15,24 @@ from pathlib import Path
 
 from lab.paths import LabError, cache, digest, locked, say
 
-PACKAGES = """
+_PACKAGES = """
 systemd systemd-sysv dbus udev openssh-server openssh-client ca-certificates sudo
 iproute2 iputils-ping procps kmod nftables iptables ipset conntrack tcpdump strace sqlite3 bird2 dnsmasq-base
 libvirt-daemon-system libvirt-clients libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu qemu-system-x86
 python3 python3-apt python3-libvirt python3-pyroute2 python3-zmq python3-lxml python3-msgpack python3-yaml
 python3-click python3-aiohttp python3-attr python3-cattr python3-rich python3-prometheus-client python3-iptables
 python3-lark python3-nftables
-""".split()
+"""
+PACKAGES = _PACKAGES.split()
 
 # Units that make no sense in a node (no hardware) or would wake up during a test.
-MASKED = """
+_MASKED = """
 systemd-machined.service systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel.socket
 systemd-udevd-control.socket apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer getty@tty1.service
 console-getty.service e2scrub_reap.service e2scrub_all.timer fstrim.timer logrotate.timer
 systemd-tmpfiles-clean.timer
-""".split()
+"""
+MASKED = _MASKED.split()
 
 SSH_CONFIG = r"Host *\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
 

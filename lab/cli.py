@@ -35,7 +35,8 @@ command builds a base (about a minute, with progress); later ones use it. Run as
 
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser("lab/rack", description="A rack of hypervisors in one machine.", epilog=EXAMPLES, formatter_class=formatter)
+    about = "A rack of hypervisors in one machine."
+    top = argparse.ArgumentParser("lab/rack", description=about, epilog=EXAMPLES, formatter_class=formatter)
     top.add_argument("--name", default="lab", help="which rack (default: lab); several can be up at once")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start a rack")
@@ -121,7 +122,8 @@ def _up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, _interrupt)
     debs = {"host_debs": options.host_deb, "dispatcher_debs": options.dispatcher_deb}
     made = rack.Rack(options.name, options.hosts, options.dispatcher, suite=options.suite, tied=False, **debs)
-    if (racks() / options.name / "ready").exists() and all(node.running for node in rack.Rack.attach(options.name).nodes):
+    ready = (racks() / options.name / "ready").exists()
+    if ready and all(node.running for node in rack.Rack.attach(options.name).nodes):
         print(f"lab/rack: rack {options.name} is already up (lab/rack down ends it)", file=sys.stderr)
         return 0
     made.up()

@@ -23,6 +23,7 @@ def tag_xml(mac: str, addresses: Sequence[str], labels: Mapping[str, str], profi
 
 def qemu_domain(
     name: str,
+    *,
     uuid: str | None = None,
     mac: str = "52:54:00:00:00:02",
     addr4: Addresses = (),
@@ -30,18 +31,18 @@ def qemu_domain(
     labels: Mapping[str, str] | None = None,
     tag: bool | str = True,
     extra: str = "",
-    *,
     target: str | None = None,
     words: Sequence[str] = (),
     memory: int = 128,
 ) -> str:
-    """A TCG guest with one ethernet NIC. TAG: True makes the slash32 element, False leaves it out, text is put as it is.
-    EXTRA goes into <devices>; TARGET names the tap; WORDS (see lab/guest/init) go to the guest."""
+    """A TCG guest with one ethernet NIC. TAG: True makes the slash32 element, False leaves it out, text is put as it
+    is. EXTRA goes into <devices>; TARGET names the tap; WORDS (see lab/guest/init) go to the guest."""
     four, six = _list(addr4), _list(addr6)
     cmdline = " ".join([CMDLINE, *_words(name, four, six), *words])
     return f"""<domain type='qemu'>
   {_head(name, uuid, memory, _tag(tag, mac, four + six, labels))}
-  <os><type arch='x86_64' machine='pc'>hvm</type><kernel>/opt/guest/vmlinuz</kernel><initrd>/opt/guest/initrd.gz</initrd>
+  <os><type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>/opt/guest/vmlinuz</kernel><initrd>/opt/guest/initrd.gz</initrd>
     <cmdline>{escape(cmdline)}</cmdline></os>
   <features><acpi/></features>
   <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -57,6 +58,7 @@ def qemu_domain(
 
 def lxc_domain(
     name: str,
+    *,
     uuid: str | None = None,
     mac: str = "52:54:00:00:00:03",
     addr4: Addresses = (),
@@ -64,7 +66,6 @@ def lxc_domain(
     labels: Mapping[str, str] | None = None,
     tag: bool | str = True,
     extra: str = "",
-    *,
     target: str | None = None,
     words: Sequence[str] = (),
     memory: int = 64,
@@ -102,7 +103,8 @@ def _words(name: str, four: list[str], six: list[str]) -> list[str]:
 def _head(name: str, uuid: str | None, memory: int, tag: str) -> str:
     identity = uuid or str(uuids.uuid5(uuids.NAMESPACE_DNS, f"{name}.slash32-lab"))
     metadata = f"<metadata>{tag}</metadata>" if tag else ""
-    return f"<name>{escape(name)}</name><uuid>{identity}</uuid><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>{metadata}"
+    size = f"<memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>"
+    return f"<name>{escape(name)}</name><uuid>{identity}</uuid>{size}{metadata}"
 
 
 def _tag(tag: bool | str, mac: str, addresses: list[str], labels: Mapping[str, str] | None) -> str:
@@ -112,6 +114,5 @@ def _tag(tag: bool | str, mac: str, addresses: list[str], labels: Mapping[str, s
 
 
 def _nic(mac: str, target: str | None, rest: str) -> str:
-    # managed='no' would want the tap to exist already: slash32 guests let libvirt make theirs
     dev = f"<target dev={quoteattr(target)}/>" if target else ""
     return f"<interface type='ethernet'><mac address={quoteattr(mac)}/>{dev}{rest}</interface>"

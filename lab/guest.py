@@ -15,11 +15,12 @@ from lab.base import remove_tree
 from lab.paths import LabError, cache, digest, locked, say
 
 SOURCES = Path(__file__).parent / "guest"
-MODULES = """
+_MODULES = """
 virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net af_packet
-""".split()
+"""
+MODULES = _MODULES.split()
 TOOLS = ("addr6", "frames", "probe", "serve", "stream")
-FOLDERS = "bin dev proc sys lib/mod etc root tmp run .oldroot".split()
+FOLDERS = ("bin", "dev", "proc", "sys", "lib/mod", "etc", "root", "tmp", "run", ".oldroot")
 TMPFILES = "d /run/slash32-lab 0777 root root -\n"
 VERSION = "2"
 
@@ -92,7 +93,7 @@ def _root(root: Path, parts: Path, tools: Path) -> None:
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
-    busybox = shutil.copy(parts / "bin/busybox", root / "bin/busybox")
+    busybox = str(shutil.copy(parts / "bin/busybox", root / "bin/busybox"))
     for applet in _output([busybox, "--list"], root).split():
         if applet not in ("busybox", "init"):
             (root / "bin" / applet).symlink_to("busybox")

@@ -22,7 +22,7 @@ from pathlib import Path
 from lab import net
 from lab.base import remove_tree
 from lab.paths import LabError, digest
-from lab.process import Process, Started, cgroups, remove_cgroups, run
+from lab.process import Process, Started, cgroups, kill_members, remove_cgroups, run
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/guest/bin",
@@ -37,7 +37,9 @@ BOOT = Path(__file__).with_name("boot.py")
 class Node:
     """A node of a rack. Its methods that need it running say so when it is not."""
 
-    def __init__(self, name: str, rack: str, index: int, folder: Path, layers: Sequence[Path], owner: int | None) -> None:
+    def __init__(
+        self, name: str, *, rack: str, index: int, folder: Path, layers: Sequence[Path] = (), owner: int | None = None
+    ) -> None:
         self.name = name
         self.index = index
         self.folder = folder
@@ -152,13 +154,14 @@ class Node:
             time.sleep(0.05)
 
     def crash(self) -> None:
-        """A power cut: every process is gone at once, and with the network namespace all kernel state; the disk stays."""
+        """A power cut: every process and, with the network namespace, the kernel state is gone; the disk stays."""
         for key in ("init", "power"):
             process = self._recorded(key)
             if process is not None:
                 process.kill()
                 if not process.wait_gone(10):
                     raise LabError(f"{self.name}: {key} (pid {process.pid}) does not die")
+        kill_members(self._cgroups)  # of a boot whose pids were never recorded
         remove_cgroups(self._cgroups)
         net.unplug(self.netns, self.tor, self.name)
 

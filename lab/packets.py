@@ -13,28 +13,45 @@ def arp(source_mac: str, source: str, target: str) -> str:
     return (b"\xff" * 6 + mac + b"\x08\x06" + body + bytes(6) + IPv4Address(target).packed).hex()
 
 
-def udp(to_mac: str, source_mac: str, source: str, target: str, port: int, source_port: int = 4000, data: bytes = b"s32") -> str:
+def udp(
+    to_mac: str,
+    source_mac: str,
+    source: str,
+    target: str,
+    port: int,
+    *,
+    source_port: int = 4000,
+    data: bytes = b"s32",
+) -> str:
     """A UDP datagram, v4 or v6 by its addresses."""
     segment = struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
-    return _frame(to_mac, source_mac, source, target, 17, segment, 6)
+    return _frame((to_mac, source_mac, source, target), 17, segment, 6)
 
 
 def tcp(
-    to_mac: str, source_mac: str, source: str, target: str, port: int, flags: int = 0x02, source_port: int = 4000
+    to_mac: str,
+    source_mac: str,
+    source: str,
+    target: str,
+    port: int,
+    *,
+    flags: int = 0x02,
+    source_port: int = 4000,
 ) -> str:
     """A TCP segment without data: FLAGS 0x02 is SYN, 0x10 ACK."""
     segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 0x50, flags, 64240, 0, 0)
-    return _frame(to_mac, source_mac, source, target, 6, segment, 16)
+    return _frame((to_mac, source_mac, source, target), 6, segment, 16)
 
 
 def icmp(to_mac: str, source_mac: str, source: str, target: str, number: int = 1) -> str:
     """An echo request, v4 or v6 by its addresses."""
     v4 = ip_address(source).version == 4
     segment = struct.pack("!BBHHH", 8 if v4 else 128, 0, 0, 0x3332, number)
-    return _frame(to_mac, source_mac, source, target, 1 if v4 else 58, segment, 2)
+    return _frame((to_mac, source_mac, source, target), 1 if v4 else 58, segment, 2)
 
 
-def _frame(to_mac: str, source_mac: str, source: str, target: str, protocol: int, segment: bytes, checksum_at: int) -> str:
+def _frame(ends: tuple[str, str, str, str], protocol: int, segment: bytes, checksum_at: int) -> str:
+    to_mac, source_mac, source, target = ends
     a, b = ip_address(source), ip_address(target)
     if isinstance(a, IPv4Address) != isinstance(b, IPv4Address):
         raise ValueError(f"{source} and {target} are not of one family")
@@ -57,7 +74,7 @@ def _mac(text: str) -> bytes:
 
 def _checksum(data: bytes) -> int:
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -16,7 +16,7 @@ from pathlib import Path
 from lab.paths import LabError
 
 CGROUP = Path("/sys/fs/cgroup")
-V1 = "cpu cpuacct cpuset memory devices freezer blkio pids".split()
+V1 = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids")
 
 
 class CommandError(LabError):
@@ -116,6 +116,16 @@ def cgroups(name: str) -> tuple[list[str], list[str]]:
     if not (CGROUP / "systemd").is_dir():
         raise LabError(f"{CGROUP} has neither cgroup2 nor name=systemd: mount one, then run again")
     return [str(CGROUP / hierarchy / name) for hierarchy in hierarchies], controllers
+
+
+def kill_members(folders: list[str]) -> None:
+    """End every process in our cgroup folders: all of them came from our node."""
+    for folder in folders:
+        for members in Path(folder).glob("**/cgroup.procs"):
+            with contextlib.suppress(OSError):
+                for pid in members.read_text().split():
+                    if pid != "0":
+                        Process.of(int(pid)).kill()
 
 
 def remove_cgroups(folders: list[str], seconds: float = 5) -> None:

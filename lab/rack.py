@@ -1,4 +1,4 @@
-"""A rack in one machine: hypervisors h1, h2, ... and dispatchers d1, ... as lab nodes, wired to a top-of-rack namespace.
+"""A rack in one machine: hypervisors h1, h2, ... and dispatchers d1, ... as lab nodes, wired to a top-of-rack router.
 
 Owns racks/NAME in the work folder and everything that is named after it: network namespaces s32-NAME-*, cgroups of the
 same names, the nodes' processes. A rack that was killed half way is found by these and removed by the next up or down.
@@ -17,10 +17,11 @@ from types import TracebackType
 
 from lab import base, debs, guest, net
 from lab.base import remove_tree
-from lab.node import Node
+from lab.node import ENVIRONMENT, Node
 from lab.paths import LabError, locked, racks, say
 from lab.tor import Tor
 
+NETNS = r"s32-([a-z0-9]{1,8})-(?:tor|[hd][0-9]+)"
 DISPATCHER_INDEX, HOST_INDEX = (10, 9, 8, 7, 6), 11
 
 
@@ -45,7 +46,8 @@ class Rack:
         if not 0 <= hosts <= 200 or not 0 <= int(dispatcher) <= len(DISPATCHER_INDEX):
             raise LabError(f"want 0 to 200 hosts and 0 to {len(DISPATCHER_INDEX)} dispatchers")
         self.name = name
-        self.shape = {"hosts": hosts, "dispatchers": int(dispatcher), "suite": suite}
+        self.suite = suite
+        self._counts = (hosts, int(dispatcher))
         self.folder = racks() / name
         self.tor = Tor(f"s32-{name}-tor", self.folder)
         self._debs = {"h": list(host_debs), "d": list(dispatcher_debs)}
@@ -84,7 +86,8 @@ class Rack:
             self._purge()
             layers = self._layers()
             self.folder.mkdir(parents=True)
-            state = {**self.shape, "layers": {kind: [str(each) for each in layers[kind]] for kind in layers}}
+            state = {"hosts": self._counts[0], "dispatchers": self._counts[1], "suite": self.suite}
+            state |= {"layers": {kind: [str(each) for each in layers[kind]] for kind in layers}}
             (self.folder / "rack.json").write_text(json.dumps(state))
             try:
                 self._start(layers, wait)
@@ -131,19 +134,29 @@ class Rack:
     def __enter__(self) -> Rack:
         return self.up()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.down()
 
     def _layers(self) -> dict[str, list[Path]]:
-        lower = [guest.layer(), base.root(str(self.shape["suite"]))]
+        lower = [guest.layer(), base.root(self.suite)]
         return {kind: [debs.layer(files, lower), *lower] if files else lower for kind, files in self._debs.items()}
 
     def _make(self, layers: dict[str, list[Path]]) -> dict[str, Node]:
-        indexes = {f"d{number + 1}": DISPATCHER_INDEX[number] for number in range(int(self.shape["dispatchers"]))}
-        indexes |= {f"h{number + 1}": HOST_INDEX + number for number in range(int(self.shape["hosts"]))}
+        hosts, dispatchers = self._counts
+        indexes = {f"d{number + 1}": DISPATCHER_INDEX[number] for number in range(dispatchers)}
+        indexes |= {f"h{number + 1}": HOST_INDEX + number for number in range(hosts)}
         owner = self._life[0] if self._life else None
         return {
-            name: Node(name, self.name, index, self.folder / "nodes" / name, layers[name[0]], owner)
+            name: Node(
+                name,
+                rack=self.name,
+                index=index,
+                folder=self.folder / "nodes" / name,
+                layers=layers[name[0]],
+                owner=owner,
+            )
             for name, index in indexes.items()
         }
 
@@ -151,9 +164,10 @@ class Rack:
         """Remove every trace of a rack of this name, whichever process made it and however far it came."""
         self.tor.stop()
         for folder in sorted((self.folder / "nodes").glob("*")):
-            Node(folder.name, self.name, 0, folder, [], None).down()
-        for netns in Path("/run/netns").glob(f"s32-{self.name}-*"):
-            net.remove(netns.name)
+            Node(folder.name, rack=self.name, index=0, folder=folder).down()
+        for path in Path("/run/netns").glob(f"s32-{self.name}-*"):
+            if re.fullmatch(NETNS, path.name):
+                net.remove(path.name)
         if self.folder.exists():
             remove_tree(self.folder)
 
@@ -161,8 +175,9 @@ class Rack:
 def names() -> list[str]:
     """All racks that are up, or that left something behind."""
     found = {path.name for path in racks().iterdir()}
-    if Path("/run/netns").is_dir():
-        found |= {path.name.split("-")[1] for path in Path("/run/netns").glob("s32-*-*")}
+    for path in Path("/run/netns").glob("s32-*"):
+        if match := re.fullmatch(NETNS, path.name):
+            found.add(match.group(1))
     return sorted(found)
 
 
@@ -171,12 +186,12 @@ def status(name: str) -> list[str]:
     lines = []
     for node in Rack.attach(name).nodes:
         said = node.run(["systemctl", "is-system-running"], check=False).stdout.strip() if node.running else "off"
-        lines.append(f"{node.name:4} {node.address:12} {node.address6:10} pid {node.pid if node.running else '-':>7} {said}")
+        pid = node.pid if node.running else "-"
+        lines.append(f"{node.name:4} {node.address:12} {node.address6:10} pid {pid:>7} {said}")
     return lines
 
 
 def shell(node: Node, argv: Sequence[str]) -> int:
     """Run ARGV on NODE with the caller's own terminal; its exit status."""
-    from lab.node import ENVIRONMENT
-
-    return subprocess.run(node.enter(argv), env={**ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}, check=False).returncode
+    environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}
+    return subprocess.run(node.enter(argv), env=environment, check=False).returncode

@@ -92,7 +92,8 @@ def test_a_qemu_guest(node: Node) -> None:
 def test_a_flood_from_the_first_instruction(node: Node) -> None:
     frame = packets.udp("02:00:00:00:00:01", "52:54:00:00:00:04", "10.65.0.4", "10.99.0.1", 9)
     words = ["s32.flood=5", f"s32.frame={frame}"]
-    node.write("/root/c2.xml", domains.lxc_domain("c2", mac="52:54:00:00:00:04", addr4="10.65.0.4", words=words, target="vflood"))
+    xml = domains.lxc_domain("c2", mac="52:54:00:00:00:04", addr4="10.65.0.4", words=words, target="vflood")
+    node.write("/root/c2.xml", xml)
     node.run(["virsh", "-c", "lxc:///", "create", "/root/c2.xml"])
     time.sleep(0.5)
     received = int(node.read("/sys/class/net/vflood/statistics/rx_packets"))
@@ -137,7 +138,8 @@ def test_an_interrupted_command_can_be_rerun_at_once(how: signal.Signals) -> Non
 
 
 def test_tied_nodes_die_with_their_owner() -> None:
-    script = f"import time; from lab.rack import Rack; r = Rack('ttied', 1); r.up(); print(r.node('h1').pid, flush=True); time.sleep(60)"
+    script = "import time; from lab.rack import Rack; r = Rack('ttied', 1); r.up()"
+    script += "; print(r.node('h1').pid, flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert owner.stdout
     init = process.Process.of(int(owner.stdout.readline()))
