@@ -1,0 +1,374 @@
+# Owns: what travels between a host and the dispatcher: message types and their bytes. Pure.
+# A message is a stream of msgpack arrays over one or more frames: the header first, then (snapshot, delta) one array
+# per change. A change is encoded once and its bytes are shared by every host that needs it. Values: slash32.pack.
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from slash32 import pack
+from slash32.model import Endpoint, EndpointKey
+from slash32.net import Address
+from slash32.pack import AddressSet, Kind, ObjectKey, Value, WireError
+
+__all__ = [
+    "Ack", "AddressSet", "Change", "Claim", "Claimed", "Delete", "Delta", "Failure", "FromDispatcher", "FromHost",
+    "Hello", "Kind", "Members", "ObjectKey", "Ping", "Pong", "Put", "Refusal", "Refused", "Release", "Report",
+    "Snapshot", "Tag", "WireError",
+]  # fmt: skip
+
+PROTOCOL = 1
+MAX_FRAME = 8 << 20  # bytes; MAXMSGSIZE on both sides
+MAX_MESSAGE = 256 << 20
+MAX_REPORT = 10_000  # endpoints of one host
+CHUNK = 50_000  # members in one change: a bigger set travels as a Put and Members that follow it
+INLINE = 16 << 10  # changes up to this many bytes share a frame
+_TEXT = 300  # characters of a message for people
+
+
+class Put(NamedTuple):
+    """The object is now `value`, whatever it was."""
+
+    kind: Kind
+    name: pack.Name
+    value: Value
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey(self.kind, self.name)
+
+
+class Delete(NamedTuple):
+    kind: Kind
+    name: pack.Name
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey(self.kind, self.name)
+
+
+class Members(NamedTuple):
+    """Members that joined and left a set."""
+
+    name: str
+    add: AddressSet
+    remove: AddressSet
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey(Kind.SET, self.name)
+
+
+Change = Put | Delete | Members
+
+
+class Failure(NamedTuple):
+    """What a host could not put into its kernel; `object` is a text for people ("policy allow-web")."""
+
+    object: str
+    message: str
+
+
+class Refusal(NamedTuple):
+    key: EndpointKey
+    message: str
+
+
+class Hello(NamedTuple):
+    """Opens a session: what the host holds (epoch "" when nothing) and its next-hop addresses."""
+
+    epoch: str
+    revision: int
+    digest: int
+    addresses: tuple[Address, ...] = ()
+    protocol: int = PROTOCOL
+
+
+class Report(NamedTuple):
+    """All live claims of the host; what it lacks is released."""
+
+    seq: int
+    endpoints: tuple[Endpoint, ...]
+
+
+class Claim(NamedTuple):
+    seq: int
+    endpoint: Endpoint
+
+
+class Release(NamedTuple):
+    seq: int
+    key: EndpointKey
+
+
+class Ack(NamedTuple):
+    """Everything up to `revision` is in the host's kernel, but for the failures (the whole list, each time)."""
+
+    revision: int
+    failures: tuple[Failure, ...] = ()
+
+
+class Ping(NamedTuple):
+    pass
+
+
+class Snapshot(NamedTuple):
+    """All the host needs, replacing what it holds. `adopt`: an operator said so, whatever the host's epoch."""
+
+    epoch: str
+    revision: int
+    digest: int
+    adopt: bool
+    objects: tuple[Change, ...]  # Put, and Members that complete a big set
+
+
+class Delta(NamedTuple):
+    epoch: str
+    previous: int  # the revision it follows, for this host
+    revision: int
+    digest: int  # of the host's whole content after it
+    changes: tuple[Change, ...]
+
+
+class Claimed(NamedTuple):
+    """Answers every Report, Claim and Release up to `seq`."""
+
+    seq: int
+    refused: tuple[Refusal, ...] = ()
+
+
+class Pong(NamedTuple):
+    """`revision` is the last one sent to this host: a host that has another one missed something."""
+
+    revision: int
+
+
+class Refused(NamedTuple):
+    """The dispatcher will not talk to this host; the reason."""
+
+    message: str
+
+
+FromHost = Hello | Report | Claim | Release | Ack | Ping
+FromDispatcher = Snapshot | Delta | Claimed | Pong | Refused
+
+
+class Tag(enum.IntEnum):
+    HELLO = 1
+    REPORT = 2
+    CLAIM = 3
+    RELEASE = 4
+    ACK = 5
+    PING = 6
+    SNAPSHOT = 17
+    DELTA = 18
+    CLAIMED = 19
+    PONG = 20
+    REFUSED = 21
+
+
+_PUT, _DELETE, _MEMBERS = range(3)
+
+packb: Callable[[Any], bytes] = msgpack.packb
+PING = packb([Tag.PING])
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+def encode_change(change: Change) -> tuple[bytes, ...]:
+    """The bytes of a change, in pieces of bounded size that are applied in order."""
+    if isinstance(change, Members):
+        return tuple(packb([_MEMBERS, change.name, a, r]) for a, r in _chunks(change.add, change.remove))
+    name = pack.pack_name(change.kind, change.name)
+    if isinstance(change, Delete):
+        return (packb([_DELETE, pack.KINDS.index(change.kind), name]),)
+    if not isinstance(change.value, AddressSet):
+        return (packb([_PUT, pack.KINDS.index(change.kind), name, pack.pack_value(change.kind, change.value)]),)
+    (first, _), *rest = _chunks(change.value, AddressSet())
+    more = (packb([_MEMBERS, change.name, add, []]) for add, _ in rest)
+    return packb([_PUT, pack.KINDS.index(Kind.SET), name, first]), *more
+
+
+def _chunks(add: AddressSet, remove: AddressSet) -> list[tuple[list[bytes], list[bytes]]]:
+    adds, removes = add.packed(), remove.packed()
+    size = max(len(adds), len(removes), 1)
+    return [(adds[i : i + CHUNK], removes[i : i + CHUNK]) for i in range(0, size, CHUNK)]
+
+
+def _decode_change(raw: Any) -> Change:
+    fields = pack.array(raw, "change")
+    if fields and fields[0] == _MEMBERS and len(fields) == 4:
+        return Members(pack.text(fields[1], "set"), pack.unpack_set(fields[2]), pack.unpack_set(fields[3]))
+    if not fields or (fields[0], len(fields)) not in ((_PUT, 4), (_DELETE, 3)):
+        raise WireError("change: neither put, delete nor members")
+    kind = pack.KINDS[pack.integer(fields[1], "kind", len(pack.KINDS) - 1)]
+    name = pack.unpack_name(kind, fields[2])
+    return Delete(kind, name) if fields[0] == _DELETE else Put(kind, name, pack.unpack_value(kind, name, fields[3]))
+
+
+def frames(header: bytes, changes: Iterable[bytes]) -> list[bytes]:
+    """The frames of a message: small changes share a frame, big ones travel as the very same bytes object."""
+    out: list[bytes] = []
+    small, size = [header], len(header)
+    for change in changes:
+        if len(change) <= INLINE and size + len(change) <= MAX_FRAME // 8:
+            small.append(change)
+            size += len(change)
+            continue
+        out += [b"".join(small)] if small else []
+        small, size = ([change], len(change)) if len(change) <= INLINE else ([], 0)
+        out += [change] if len(change) > INLINE else []
+    return out + ([b"".join(small)] if small else [])
+
+
+# --- dispatcher -> host ----------------------------------------------------------------------------------------------
+
+
+def encode_snapshot(epoch: str, revision: int, digest: int, adopt: bool, changes: Iterable[bytes]) -> list[bytes]:
+    return frames(packb([Tag.SNAPSHOT, epoch, revision, digest, adopt]), changes)
+
+
+def encode_delta(epoch: str, follows: tuple[int, int], digest: int, changes: Sequence[bytes]) -> list[bytes]:
+    """`follows` is (previous, revision)."""
+    header = packb([Tag.DELTA, epoch, follows[0], follows[1], digest])
+    if len(changes) == 1 and len(changes[0]) <= INLINE:
+        return [header + changes[0]]
+    return frames(header, changes)
+
+
+def encode_to_host(message: FromDispatcher) -> list[bytes]:
+    match message:
+        case Snapshot(epoch, revision, digest, adopt, objects):
+            return encode_snapshot(epoch, revision, digest, adopt, _encoded(objects))
+        case Delta(epoch, previous, revision, digest, changes):
+            return encode_delta(epoch, (previous, revision), digest, list(_encoded(changes)))
+        case Claimed(seq, refused):
+            return [packb([Tag.CLAIMED, seq, [[*r.key, r.message[:_TEXT]] for r in refused]])]
+        case Pong(revision):
+            return [packb([Tag.PONG, revision])]
+        case Refused(text):
+            return [packb([Tag.REFUSED, text[:_TEXT]])]
+
+
+def _encoded(changes: Iterable[Change]) -> Iterable[bytes]:
+    for change in changes:
+        yield from encode_change(change)
+
+
+def decode_from_dispatcher(message: Sequence[bytes]) -> FromDispatcher:
+    """Raises WireError, one line."""
+    header, *rest = _arrays(message)
+    fields = pack.array(header, "header")
+    match fields:
+        case [Tag.SNAPSHOT, epoch, revision, digest, bool(adopt)]:
+            return Snapshot(pack.text(epoch, "epoch", 64), pack.integer(revision, "revision"),
+                            pack.integer(digest, "digest"), adopt, tuple(map(_decode_change, rest)))  # fmt: skip
+        case [Tag.DELTA, epoch, previous, revision, digest]:
+            return Delta(pack.text(epoch, "epoch", 64), pack.integer(previous, "previous"),
+                         pack.integer(revision, "revision"), pack.integer(digest, "digest"),
+                         tuple(map(_decode_change, rest)))  # fmt: skip
+    if rest:
+        raise WireError("message: more than its header")
+    match fields:
+        case [Tag.CLAIMED, seq, refused]:
+            return Claimed(pack.integer(seq, "seq"), tuple(map(_refusal, pack.array(refused, "refused"))))
+        case [Tag.PONG, revision]:
+            return Pong(pack.integer(revision, "revision"))
+        case [Tag.REFUSED, message_text]:
+            return Refused(pack.text(message_text, "message", _TEXT))
+    raise WireError(f"message from the dispatcher: unknown form {pack.shown(fields)}")
+
+
+def _refusal(raw: Any) -> Refusal:
+    fields = pack.array(raw, "refused")
+    if len(fields) != 3:
+        raise WireError("refused: not three fields")
+    return Refusal(pack.unpack_key(fields[:2]), pack.text(fields[2], "message", _TEXT))
+
+
+def decode_stream(data: bytes) -> tuple[tuple[str, int, int], tuple[Change, ...]]:
+    """(epoch, revision, digest) and changes, as a replica keeps them on disk."""
+    header, *rest = _arrays([data])
+    epoch, revision, digest = pack.fixed(header, "header", 3)
+    position = pack.text(epoch, "epoch", 64), pack.integer(revision, "revision"), pack.integer(digest, "digest")
+    return position, tuple(map(_decode_change, rest))
+
+
+# --- host -> dispatcher ----------------------------------------------------------------------------------------------
+
+
+def encode_to_dispatcher(message: FromHost) -> bytes:
+    match message:
+        case Hello(epoch, revision, digest, addresses, protocol):
+            return packb([Tag.HELLO, protocol, epoch, revision, digest, list(addresses)])
+        case Report(seq, endpoints):
+            return packb([Tag.REPORT, seq, [pack.pack_endpoint(e) for e in endpoints]])
+        case Claim(seq, endpoint):
+            return packb([Tag.CLAIM, seq, pack.pack_endpoint(endpoint)])
+        case Release(seq, key):
+            return packb([Tag.RELEASE, seq, list(key)])
+        case Ack(revision, failures):
+            return packb([Tag.ACK, revision, [[f.object[:_TEXT], f.message[:_TEXT]] for f in failures[:100]]])
+        case Ping():
+            return PING
+
+
+def decode_from_host(frame: bytes) -> FromHost:
+    """Raises WireError, one line. Trusts nothing: a host may be hostile."""
+    (raw,) = _arrays([frame], 1)
+    match pack.array(raw, "header"):
+        case [Tag.PING]:
+            return Ping()
+        case [Tag.ACK, revision, failures]:
+            return Ack(pack.integer(revision, "revision"), tuple(map(_failure, pack.array(failures, "failures", 100))))
+        case [Tag.CLAIM, seq, endpoint]:
+            return Claim(pack.integer(seq, "seq"), pack.unpack_endpoint(endpoint))
+        case [Tag.RELEASE, seq, key]:
+            return Release(pack.integer(seq, "seq"), pack.unpack_key(key))
+        case [Tag.REPORT, seq, endpoints]:
+            found = tuple(map(pack.unpack_endpoint, pack.array(endpoints, "endpoints", MAX_REPORT)))
+            return Report(pack.integer(seq, "seq"), found)
+        case [Tag.HELLO, int(protocol), *fields]:
+            return _hello(protocol, fields)
+    raise WireError(f"message from a host: unknown form {pack.shown(raw)}")
+
+
+def _hello(protocol: int, fields: list[Any]) -> Hello:
+    if protocol != PROTOCOL:
+        raise WireError(f"hello: protocol {protocol} is not spoken here, only {PROTOCOL}: upgrade the older side")
+    if len(fields) != 4:
+        raise WireError("hello: not six fields")
+    epoch, revision, digest, addresses = fields
+    found = tuple(pack.address(a, "hello.addresses") for a in pack.array(addresses, "hello.addresses", 2))
+    return Hello(pack.text(epoch, "epoch", 64), pack.integer(revision, "revision"),
+                 pack.integer(digest, "digest"), found)  # fmt: skip
+
+
+def _failure(raw: Any) -> Failure:
+    fields = pack.array(raw, "failures", 2)
+    if len(fields) != 2:
+        raise WireError("failures: not two fields")
+    return Failure(pack.text(fields[0], "object", _TEXT), pack.text(fields[1], "message", _TEXT))
+
+
+def _arrays(message: Sequence[bytes], most: int = 1 << 22) -> list[Any]:
+    """Every msgpack object in the frames, in order; at least one."""
+    found: list[Any] = []
+    if sum(map(len, message)) > MAX_MESSAGE:
+        raise WireError(f"message: more than {MAX_MESSAGE} bytes")
+    for frame in message:
+        unpacker = msgpack.Unpacker(max_buffer_size=max(len(frame), 1), strict_map_key=True)
+        try:
+            unpacker.feed(frame)
+            found += unpacker
+        except (ValueError, msgpack.UnpackException) as e:
+            raise WireError(f"message: not msgpack ({type(e).__name__})") from None
+        if unpacker.tell() != len(frame):
+            raise WireError("message: cut short")
+    if not 1 <= len(found) <= most:
+        raise WireError(f"message: {len(found)} parts")
+    return found
