@@ -182,9 +182,7 @@ def test_stale_socket(hook: Installed) -> None:
 
 @pytest.mark.parametrize("reply", [hangs, lambda connection: None], ids=["silent", "closes"])
 @pytest.mark.parametrize(("operation", "code"), [("prepare", 1), ("reconnect", 0)])
-def test_silent_is_down(
-    hook: Installed, reply: Callable[[socket.socket], None], operation: str, code: int
-) -> None:
+def test_silent_is_down(hook: Installed, reply: Callable[[socket.socket], None], operation: str, code: int) -> None:
     hook.daemon(reply)
     done = hook.run(operation, domain("tap0"))
     assert done.returncode == code
