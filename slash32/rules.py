@@ -1,0 +1,209 @@
+# Owns: one rule of a policy or profile, both ways: YAML/JSON data <-> slash32.policy.Rule, with Calico's semantic
+# checks. Where Calico would ignore or never match, this refuses. Pure.
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from slash32 import selector as selectors
+from slash32.decode import Field, shown
+from slash32.errors import SelectorError, quoted
+from slash32.net import Prefix, parse_prefix
+from slash32.policy import Action, Icmp, Peer, PortRange, Rule
+
+SELECTOR_LIMIT = 1024
+NETS_LIMIT = 256
+PORTS_LIMIT = 256
+
+PROTOCOLS = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPv6": 58, "SCTP": 132, "UDPLite": 136}
+WITH_PORTS = (6, 17, 132, 136)
+_BY_FOLDED = {name.lower(): number for name, number in PROTOCOLS.items()}
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_ICMP_VERSION = {1: 4, 58: 6}
+
+_RULE = ("action", "protocol", "notProtocol", "icmp", "notICMP", "ipVersion", "source", "destination")
+_RULE_LATER = ("http", "metadata")
+_PEER = ("nets", "notNets", "selector", "notSelector", "ports", "notPorts")
+_PEER_LATER = ("namespaceSelector", "serviceAccounts", "services", "domains")
+_PORT = re.compile(r"0|[1-9][0-9]{0,9}")
+_NAMED_PORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+
+T = TypeVar("T")
+
+
+def decode_rule(field: Field, selector_limit: int = SELECTOR_LIMIT) -> Rule:
+    given = field.fields(_RULE, _RULE_LATER)
+    if "action" not in given:
+        field.fail("action is missing; give Allow or Deny")
+    protocol = _optional(given, "protocol", decode_protocol)
+    rule = Rule(
+        action=Action(given["action"].one_of([a.value for a in Action], ("Log", "Pass"))),
+        protocol=protocol,
+        not_protocol=_optional(given, "notProtocol", decode_protocol),
+        ip_version=_optional(given, "ipVersion", _ip_version),
+        icmp=_optional(given, "icmp", lambda f: _icmp(f, protocol)),
+        not_icmp=_optional(given, "notICMP", lambda f: _icmp(f, protocol)),
+        source=_optional(given, "source", lambda f: _peer(f, protocol, selector_limit)) or Peer(),
+        destination=_optional(given, "destination", lambda f: _peer(f, protocol, selector_limit)) or Peer(),
+    )
+    _check_families(field, given, rule)
+    return rule
+
+
+def decode_selector(field: Field, limit: int = SELECTOR_LIMIT) -> str:
+    """The canonical text."""
+    text = field.string(limit)
+    try:
+        selector = selectors.parse(text)
+    except SelectorError as error:
+        field.fail(f"{quoted(text)}: column {error.column}: {error.message}")
+    if selector.uses_global():
+        field.fail(f"{quoted(text)}: global() selects nothing that exists here; remove it")
+    return str(selector)
+
+
+def decode_protocol(field: Field) -> int:
+    """A name, or a number 1..255, also written as text."""
+    value = field.value
+    if isinstance(value, str):
+        number = _BY_FOLDED.get(value.lower()) if len(value) < 16 else None
+        if number is None and _PORT.fullmatch(value):
+            number = int(value)
+    else:
+        number = value if type(value) is int else None
+    if number is None or not 1 <= number <= 255:
+        field.fail(f"{shown(value)} is not a protocol: give {', '.join(PROTOCOLS)} or 1..255")
+    return number
+
+
+def _optional(given: dict[str, Field], key: str, decode: Callable[[Field], T]) -> T | None:
+    field = given.get(key)
+    return None if field is None else decode(field)
+
+
+def _ip_version(field: Field) -> int:
+    if type(field.value) is not int or field.value not in (4, 6):
+        field.fail(f"{shown(field.value)} is not an IP version: give 4 or 6")
+    return field.value
+
+
+def _icmp(field: Field, protocol: int | None) -> Icmp:
+    if protocol not in _ICMP_VERSION:
+        field.fail("needs the rule's protocol to be ICMP or ICMPv6")
+    given = field.fields(("type", "code"))
+    if "type" not in given:
+        field.fail("type is missing; give 0..254" + (" (a code alone means nothing)" if "code" in given else ""))
+    return Icmp(given["type"].integer(0, 254), _optional(given, "code", lambda f: f.integer(0, 255)))
+
+
+def _peer(field: Field, protocol: int | None, selector_limit: int) -> Peer:
+    given = field.fields(_PEER, _PEER_LATER)
+    if protocol not in WITH_PORTS:
+        for key in ("ports", "notPorts"):
+            if key in given:
+                given[key].fail("needs the rule's protocol to be TCP, UDP, SCTP or UDPLite")
+    return Peer(
+        nets=_optional(given, "nets", _nets) or (),
+        not_nets=_optional(given, "notNets", _nets) or (),
+        selector=_optional(given, "selector", lambda f: _peer_selector(f, selector_limit)),
+        not_selector=_optional(given, "notSelector", lambda f: _peer_selector(f, selector_limit)),
+        ports=_optional(given, "ports", _ports) or (),
+        not_ports=_optional(given, "notPorts", _ports) or (),
+    )
+
+
+def _peer_selector(field: Field, limit: int) -> str:
+    if isinstance(field.value, str) and not field.value.strip(" \t"):
+        # Calico reads this as "anybody", the language itself as "every endpoint": too far apart to guess.
+        field.fail("is empty: remove the field to mean anybody, or write all() for every endpoint")
+    return decode_selector(field, limit)
+
+
+def _nets(field: Field) -> tuple[Prefix, ...]:
+    # An empty list would mean "any address": the opposite of what a template that found none wanted to say.
+    return tuple(_net(item) for item in field.items(NETS_LIMIT, at_least=1))
+
+
+def _net(field: Field) -> Prefix:
+    text = field.line(64)
+    try:
+        return parse_prefix(text)
+    except ValueError:
+        field.fail(f"{quoted(text)} is not a prefix: write it as 10.0.0.0/8 or fd00::/8, no bit set behind the mask")
+
+
+def _ports(field: Field) -> tuple[PortRange, ...]:
+    return tuple(_port_range(item) for item in field.items(PORTS_LIMIT, at_least=1))
+
+
+def _port_range(field: Field) -> PortRange:
+    value = field.value
+    if type(value) is int:
+        first = last = value
+    else:
+        text = field.line(64)
+        if _NAMED_PORT.fullmatch(text):
+            field.fail(f"{quoted(text)}: named ports are not supported by this version; give the number")
+        ends = text.split(":")
+        if len(ends) > 2 or not all(_PORT.fullmatch(end) for end in ends):
+            field.fail(f'{quoted(text)} is not a port: give 1..65535 or a range like "80:90"')
+        first, last = int(ends[0]), int(ends[-1])
+    if not (1 <= first <= 65535 and 1 <= last <= 65535):
+        field.fail(f"{shown(value)} is not a port: give 1..65535")
+    if first > last:
+        field.fail(f"{shown(value)}: the range runs backwards; give {last}:{first}")
+    return PortRange(first, last)
+
+
+def _check_families(field: Field, given: dict[str, Field], rule: Rule) -> None:
+    """A rule that names both IPv4 and IPv6 where only one can be: it would silently match nothing."""
+    icmp_version = _ICMP_VERSION.get(rule.protocol or 0)
+    if rule.ip_version and icmp_version and rule.ip_version != icmp_version:
+        given["ipVersion"].fail(f"{rule.ip_version} contradicts protocol {_NAMES[rule.protocol or 0]}")
+    only = rule.ip_version or icmp_version
+    because = f"ipVersion {rule.ip_version}" if rule.ip_version else f"protocol {_NAMES.get(rule.protocol or 0)}"
+    for side, peer in (("source", rule.source), ("destination", rule.destination)):
+        for name, nets in (("nets", peer.nets), ("notNets", peer.not_nets)):
+            for index, net in enumerate(nets):
+                at = Field(None, field.subject, f"{field.path}.{side}.{name}[{index}]")
+                if only and net.version != only:
+                    at.fail(f"{net} is IPv{net.version}, which contradicts {because}")
+                if name == "notNets" and net.length == 0 and {n.version for n in peer.nets} == {net.version}:
+                    at.fail(f"{net} leaves nothing of nets: the rule could never match")
+    versions = [{net.version for net in peer.nets} or {4, 6} for peer in (rule.source, rule.destination)]
+    if not versions[0] & versions[1]:
+        given["destination"].fail("nets is of another IP version than source.nets: the rule could never match")
+
+
+def encode_rule(rule: Rule) -> dict[str, object]:
+    result: dict[str, object] = {"action": rule.action.value}
+    if rule.ip_version is not None:
+        result["ipVersion"] = rule.ip_version
+    for name, protocol in (("protocol", rule.protocol), ("notProtocol", rule.not_protocol)):
+        if protocol is not None:
+            result[name] = _NAMES.get(protocol, protocol)
+    for name, icmp in (("icmp", rule.icmp), ("notICMP", rule.not_icmp)):
+        if icmp is not None:
+            result[name] = {"type": icmp.type} if icmp.code is None else {"type": icmp.type, "code": icmp.code}
+    for name, peer in (("source", rule.source), ("destination", rule.destination)):
+        encoded = _encode_peer(peer)
+        if encoded:
+            result[name] = encoded
+    return result
+
+
+def _encode_peer(peer: Peer) -> dict[str, object]:
+    result: dict[str, object] = {
+        "nets": [str(net) for net in peer.nets],
+        "notNets": [str(net) for net in peer.not_nets],
+        "selector": peer.selector,
+        "notSelector": peer.not_selector,
+        "ports": [encode_port(ports) for ports in peer.ports],
+        "notPorts": [encode_port(ports) for ports in peer.not_ports],
+    }
+    return {key: value for key, value in result.items() if value}
+
+
+def encode_port(ports: PortRange) -> int | str:
+    return ports.first if ports.first == ports.last else f"{ports.first}:{ports.last}"
