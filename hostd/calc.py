@@ -4,31 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-
-from slash32.verdict import applicable, effective_labels
 
 from slash32.model import EndpointKey
-from slash32.net import Address, Prefix, host_prefix, pack_mac
+from slash32.net import Prefix, host_prefix, pack_mac
 from slash32.policy import Direction, Policy, Profile
+from slash32.verdict import applicable, effective_labels
 
 from .compile import SelectorSet, class_chains, kind_of, policy_chain, policy_chains, profile_chain, selectors_of
-from .desired import ClassChains, Desired, Dirty, Hop, Member, Tap
+from .desired import ClassChains, Desired, Dirty, Member, Tap
+from .forwarding import Route
 from .ruleset import Rule, SetKind, SetSpec
 from .state import Locals, Phase
 
 Specs = Mapping[SetKind, tuple[str, SetSpec]]
-
-
-@dataclass(slots=True)
-class World:
-    """What the dispatcher sent: views of the replica's objects, by name."""
-
-    policies: Mapping[str, Policy] = field(default_factory=dict)
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
-    sets: Mapping[str, tuple[Iterable[Address], Iterable[Prefix]]] = field(default_factory=dict)
-    hosts: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
-    routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Calculation:
@@ -45,7 +33,7 @@ class Calculation:
         self._by_set: dict[str, tuple[str, SetKind]] = {}  # kernel set name -> selector, kind
         self._classes: dict[object, ClassChains] = {}  # (labels, profiles) -> class
         self._tap_of: dict[EndpointKey, int] = {}
-        self._claims: dict[Prefix, dict[EndpointKey, Hop]] = {}  # local candidates of a prefix
+        self._claims: dict[Prefix, dict[EndpointKey, Route]] = {}  # local candidates of a prefix
         self._routed: dict[EndpointKey, tuple[Prefix, ...]] = {}
 
     @classmethod
@@ -199,9 +187,10 @@ class Calculation:
             dirty.chains.add(name)
 
     def _value(self, selector: str) -> Iterator[Member]:
-        addresses, prefixes = self.world.sets.get(selector, ((), ()))
-        yield from addresses
-        yield from prefixes
+        value = self.world.sets.get(selector)
+        if value is not None:
+            yield from value.addresses
+            yield from value.prefixes
 
     def _need_set(self, name: str, dirty: Dirty) -> SelectorSet:
         found = self._sets.get(name)
@@ -286,20 +275,20 @@ class Calculation:
             self.desired.routes[prefix] = hop
             dirty.routes.add(prefix)
 
-    def _remote_hop(self, prefix: Prefix) -> Hop | None:
+    def _remote_hop(self, prefix: Prefix) -> Route | None:
         width = len(prefix.network)
         for host in sorted(self.world.routes.get(prefix, ())):
             if host != self.host:
                 via = next((a for a in self.world.hosts.get(host, ()) if len(a) == width), None)
                 if via is not None:
-                    return Hop(0, via)
+                    return Route(prefix, 0, via)
         return None
 
 
-def _local_hops(tap: Tap) -> dict[Prefix, Hop]:
-    hops = {host_prefix(address): Hop(tap.ifindex) for address in tap.addresses}
+def _local_hops(tap: Tap) -> dict[Prefix, Route]:
+    """An address is on its tap's link; a prefix behind the guest is reached through the guest's first address."""
+    hops = {(prefix := host_prefix(address)): Route(prefix, tap.ifindex) for address in tap.addresses}
     for prefix in tap.prefixes:
         via = next((a for a in tap.addresses if len(a) == len(prefix.network)), None)
-        hops[prefix] = Hop(tap.ifindex, via, onlink=via is not None)
+        hops[prefix] = Route(prefix, tap.ifindex, via, onlink=via is not None)
     return hops
-

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from slash32.net import Address, Prefix
 
+from .forwarding import Route
 from .ruleset import Rule, SetSpec
 
 Member = Address | Prefix  # single addresses in ADDR sets, prefixes in NET sets
@@ -31,14 +32,6 @@ class Tap(NamedTuple):
     chains: ClassChains
 
 
-class Hop(NamedTuple):
-    """Where a prefix is routed: to a tap of ours (`onlink`), or to the next hop that is its host."""
-
-    oif: int  # 0: the kernel is asked which interface reaches `via`
-    via: Address | None = None
-    onlink: bool = False
-
-
 def no_members(_name: str) -> Collection[Member]:
     return ()
 
@@ -49,7 +42,7 @@ class Desired:
     members: Callable[[str], Collection[Member]] = no_members  # by set; asked only when a set is new or read back
     chains: dict[str, tuple[Rule, ...]] = field(default_factory=dict)
     taps: dict[int, Tap] = field(default_factory=dict)  # by ifindex
-    routes: dict[Prefix, Hop] = field(default_factory=dict)
+    routes: dict[Prefix, Route] = field(default_factory=dict)
     exempt: frozenset[int] = frozenset()  # ifindexes of untagged guests that ran at the first install
 
 
@@ -61,7 +54,7 @@ class Actual:
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     classes: dict[int, ClassChains] = field(default_factory=dict)  # device group -> chains
     taps: dict[int, Admitted] = field(default_factory=dict)  # by ifindex
-    routes: dict[Prefix, Hop] = field(default_factory=dict)
+    routes: dict[Prefix, Route] = field(default_factory=dict)
     exempt: frozenset[int] = frozenset()
     members: dict[str, Collection[Member]] | None = None  # only straight after a read
     foreign_groups: dict[int, int] = field(default_factory=dict)  # guarded links we know nothing of: ifindex -> group

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from slash32.net import Address, Prefix
 
-from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Hop, Member, Tap
+from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
+from .forwarding import Add, Delete, Neighbour, Operation, Replace, Route, SetGroup, TapAddress
 from .ruleset import Jump, Rule, SetSpec
-
-GATEWAY6 = Prefix(bytes.fromhex("fe80000000000000" + "0000000000000001"), 64)
 
 
 class AddSet(NamedTuple):
@@ -77,45 +76,20 @@ class DelSet(NamedTuple):
     name: str
 
 
-class SetGroup(NamedTuple):
-    ifindex: int
-    group: int
-
-
 class PutSysctls(NamedTuple):
     ifindex: int
     name: str
 
 
-class PutGateway(NamedTuple):
-    ifindex: int
-    on: bool
-
-
-class PutNeighbour(NamedTuple):
-    ifindex: int
-    address: Address
-    mac: bytes
-    on: bool
-
-
-class PutRoute(NamedTuple):
-    """`old` and `new` hop; None where there is none."""
-
-    prefix: Prefix
-    old: Hop | None
-    new: Hop | None
-
-
 Grow = AddSet | AddMembers | DelMembers | PutChain | PutClass | Admit | Expel | Exempt
 Shrink = DelClass | DelChain | DelSet
 FilterOp = Grow | Shrink
-LinkOp = SetGroup | PutSysctls | PutGateway | PutNeighbour | PutRoute
+LinkOp = Operation | PutSysctls
 
 
 @dataclass(slots=True)
 class Plan:
-    close: list[LinkOp] = field(default_factory=list)
+    close: list[Operation] = field(default_factory=list)
     filter: list[Grow] = field(default_factory=list)
     open: list[LinkOp] = field(default_factory=list)
     collect: list[Shrink] = field(default_factory=list)
@@ -176,15 +150,27 @@ def plan(scope: Scope) -> Plan:
             out.close.append(SetGroup(ifindex, 0))
     _plan_routes(out, scope)
     _plan_exempt(out, scope)
-    out.close.sort(key=lambda op: _CLOSING.index(type(op)))
-    out.open.sort(key=lambda op: _OPENING.index(type(op)))
+    out.close.sort(key=_closing)
+    out.open.sort(key=_opening)
     out.filter.sort(key=lambda op: _FILTERING.index(type(op)))
     out.collect.sort(key=lambda op: _COLLECTING.index(type(op)))
     return out
 
 
-_CLOSING = (SetGroup, PutRoute, PutNeighbour, PutGateway)
-_OPENING = (PutSysctls, PutGateway, PutNeighbour, PutRoute, SetGroup)
+def _closing(op: Operation) -> int:
+    """The group first: the guard has the tap from then on."""
+    return 0 if isinstance(op, SetGroup) else 1 if isinstance(op, Delete) and isinstance(op.item, Route) else 2
+
+
+def _opening(op: LinkOp) -> int:
+    """How the host speaks on the link, then neighbours, then routes; the group last: it opens the tap."""
+    if isinstance(op, PutSysctls):
+        return 0
+    if isinstance(op, Add | Delete) and not isinstance(op.item, Route):
+        return 1 if isinstance(op.item, TapAddress) else 2
+    return 4 if isinstance(op, SetGroup) else 3
+
+
 _FILTERING = (AddSet, DelMembers, AddMembers, PutChain, PutClass, Expel, Admit, Exempt)
 _COLLECTING = (DelClass, DelChain, DelSet)
 
@@ -223,8 +209,10 @@ def _plan_chains(out: Plan, scope: Scope) -> None:
                 gone.append(DelChain(name))
         elif actual.chains.get(name) != fingerprints[name]:
             puts.append(PutChain(name, rules))
-    out.filter += sorted(puts, key=lambda op: any(isinstance(r.verdict, Jump) for r in op.rules))
-    out.collect += sorted(gone, key=lambda op: not op.name.startswith(("from-", "to-")))
+    puts.sort(key=lambda put: any(isinstance(r.verdict, Jump) for r in put.rules))
+    out.filter += puts
+    gone.sort(key=lambda end: not end.name.startswith(("from-", "to-")))
+    out.collect += gone
 
 
 def _plan_classes(out: Plan, scope: Scope) -> dict[ClassChains, int]:
@@ -265,13 +253,13 @@ def _plan_tap(out: Plan, tap: Tap, have: Admitted, group: int) -> None:
     if not have.sysctls:
         out.open.append(PutSysctls(tap.ifindex, tap.name))
     if not have.gateway:
-        out.open.append(PutGateway(tap.ifindex, on=True))
+        out.open.append(Add(TapAddress(tap.ifindex)))
     neighbours = {(address, tap.mac) for address in tap.addresses}
     for address, mac in sorted(neighbours - have.neighbours):
-        out.open.append(PutNeighbour(tap.ifindex, address, mac, on=True))
+        out.open.append(Add(Neighbour(tap.ifindex, address, mac)))
     for address, mac in sorted(have.neighbours - neighbours):
         if address not in tap.addresses:
-            out.close.append(PutNeighbour(tap.ifindex, address, mac, on=False))
+            out.close.append(Delete(Neighbour(tap.ifindex, address, mac)))
     if have.group != group:
         out.open.append(SetGroup(tap.ifindex, group))
 
@@ -279,9 +267,9 @@ def _plan_tap(out: Plan, tap: Tap, have: Admitted, group: int) -> None:
 def _plan_withdrawal(out: Plan, ifindex: int, have: Admitted) -> None:
     if have.group:
         out.close.append(SetGroup(ifindex, 0))
-    out.close += [PutNeighbour(ifindex, address, mac, on=False) for address, mac in sorted(have.neighbours)]
+    out.close += [Delete(Neighbour(ifindex, address, mac)) for address, mac in sorted(have.neighbours)]
     if have.gateway:
-        out.close.append(PutGateway(ifindex, on=False))
+        out.close.append(Delete(TapAddress(ifindex)))
     if have.addresses or have.prefixes or have.mac:
         out.filter.append(
             Expel(ifindex, have.mac, tuple(sorted(have.addresses)), tuple(sorted(have.prefixes)), last=True)
@@ -293,12 +281,12 @@ def _plan_routes(out: Plan, scope: Scope) -> None:
     for prefix in sorted(dirty.routes):
         want, have = desired.routes.get(prefix), actual.routes.get(prefix)
         if want is None and have is not None and limits.prune:
-            out.close.append(PutRoute(prefix, have, None))
-        elif want is not None and not same_hop(want, have):
-            out.open.append(PutRoute(prefix, have, want))
+            out.close.append(Delete(have))
+        elif want is not None and not same_way(want, have):
+            out.open.append(Add(want) if have is None else Replace(have, want))
 
 
-def same_hop(want: Hop, have: Hop | None) -> bool:
+def same_way(want: Route, have: Route | None) -> bool:
     """A next hop whose interface the kernel was left to find is the same whichever it found."""
     return have is not None and want.via == have.via and want.oif in (0, have.oif)
 

@@ -1,0 +1,335 @@
+# Owns: the decisions of a running hostd: what each hook, libvirt event, dispatcher message and kernel notification
+# means for this host's endpoints, and when the kernel is settled. One thread. Touches the world only through its
+# parts (kernel, feed, journal); `now` is monotonic seconds.
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from slash32.model import Endpoint, EndpointKey
+from slash32.net import host_prefix
+from slash32.tag import Domain, Nic, quote
+from slash32.wire import Failure
+
+from .calc import Calculation
+from .claims import Claims, reportable
+from .desired import Dirty
+from .settle import Settler
+from .state import Local, Locals, Phase, isolate_ungranted
+
+log = logging.getLogger("slash32.hostd")
+
+CLAIM_WAIT = 3.0  # seconds `virsh start` waits for the dispatcher's word on an address
+
+
+class Feed(Protocol):
+    """The dispatcher, as hostd.feed has it."""
+
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def in_sync(self) -> bool: ...
+    def claim(self, endpoint: Endpoint) -> int: ...
+    def release(self, key: EndpointKey) -> int: ...
+    def report(self, endpoints: Iterable[Endpoint]) -> int: ...
+    def ack(self, revision: int, failures: Iterable[Failure]) -> None: ...
+
+
+Answer = Callable[[int, str], None]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A `prepare` hook whose guest may not start before its addresses are granted."""
+
+    keys: set[EndpointKey]
+    answer: Answer
+    until: float
+
+
+@dataclass(slots=True)
+class Exemptions:
+    """Untagged guests that ran when the package was first installed: (domain uuid, MAC) -> ifindex once seen."""
+
+    listed: set[EndpointKey] = field(default_factory=set)
+    seen: dict[EndpointKey, int] = field(default_factory=dict)
+
+
+class Agent:
+    """What hostd does with what it is told. `settle()` after each batch of inputs brings the kernel up to date."""
+
+    def __init__(self, calc: Calculation, settler: Settler, feed: Feed | None, guard_prefixes: tuple[str, ...]) -> None:
+        self.calc = calc
+        self.locals: Locals = calc.locals
+        self.settler = settler
+        self.feed = feed
+        self.guard_prefixes = guard_prefixes
+        self.claims = Claims(calc.locals)
+        self.exempt = Exemptions()
+        self.dirty = Dirty()
+        self.changed: set[EndpointKey] = set()  # to be written to the journal
+        self.held = ""  # why the dispatcher's word is not followed, if it is not
+        self._waiting: list[_Waiting] = []
+        self._revision: int | None = None  # to be acknowledged once settled
+
+    # -- libvirt's hooks ----------------------------------------------------------------------------------------
+
+    def prepare(self, domain: Domain, answer: Answer, now: float) -> None:
+        """Check and reserve. Refuses with one line what could not be connected as its tag says."""
+        refusal = self._check(domain)
+        if refusal is not None:
+            answer(1, refusal)
+            return
+        keys = set()
+        for endpoint, _ in domain.endpoints:
+            local = self.locals.get(endpoint.key)
+            if local is not None and local.phase is Phase.INCOMING:
+                continue
+            if local is None:
+                self._put(Local(endpoint, domain.driver, Phase.RESERVED))
+            else:
+                self._put(replace(local, endpoint=endpoint))
+            if local is None or local.accepted != endpoint:
+                keys.add(endpoint.key)
+        self.claim_due(now)
+        if not keys or not self._reachable():
+            answer(0, "")
+            return
+        self._waiting.append(_Waiting(keys, answer, now + CLAIM_WAIT))
+
+    def incoming(self, domain: Domain, answer: Answer) -> None:
+        """A live migration arrives: filter, but neither route nor claim before the guest runs here."""
+        refusal = self._outside(domain)
+        if refusal is not None:
+            answer(1, refusal)
+            return
+        for endpoint, _ in domain.endpoints:
+            self._put(Local(endpoint, domain.driver, Phase.INCOMING))
+        answer(0, "")
+
+    def started(self, domain: Domain, answer: Answer, now: float) -> None:
+        """The taps are named: program them, and answer when the kernel has it."""
+        for endpoint, nic in domain.endpoints:
+            if nic.target is not None:
+                self._carry(endpoint, nic, domain.driver)
+        self._exempt_if_listed(domain)
+        self.claim_due(now)
+        problems = self.settle()
+        mine = [p for e, _ in domain.endpoints if (p := self._problem_of(e.key, problems))]
+        answer(1 if mine else 0, mine[0] if mine else "")
+
+    def stopped(self, uuid: str) -> None:
+        """The guest is gone from this host: withdraw; its claims go with `released`."""
+        for local in self.locals.of_domain(uuid):
+            self._put(replace(local, phase=Phase.RESERVED, carrier=None))
+
+    def released(self, uuid: str) -> None:
+        for local in self.locals.of_domain(uuid):
+            self._remove(local)
+        for key in [k for k in self.exempt.seen if k.uuid == uuid]:
+            del self.exempt.seen[key]
+
+    # -- what libvirt shows ---------------------------------------------------------------------------------------
+
+    def seen(self, domain: Domain, running: bool, now: float) -> None:
+        """The whole truth about one active guest. A paused incoming one stays incoming."""
+        present = set()
+        for endpoint, nic in domain.endpoints:
+            present.add(endpoint.key)
+            local = self.locals.get(endpoint.key)
+            if local is None or nic.target is not None:
+                self._carry(endpoint, nic, domain.driver, runs=running)
+        for local in self.locals.of_domain(domain.uuid):
+            if local.endpoint.key not in present:
+                self._remove(local)
+        if running:
+            self.runs(domain.uuid, now)  # also where the event that said so was missed
+        self._exempt_if_listed(domain)
+        self._isolate_if_alone()
+        self.claim_due(now)
+
+    def bad_tag(self, uuid: str, message: str) -> None:
+        """A running guest was given a tag that is wrong: the last good one stays."""
+        for local in self.locals.of_domain(uuid):
+            self.locals.put(replace(local, problem=message))
+        log.warning("%s", message)
+
+    def runs(self, uuid: str, now: float) -> None:
+        """The guest executes here: an incoming one has arrived, and its addresses with it."""
+        for local in self.locals.of_domain(uuid):
+            if local.phase is Phase.INCOMING:
+                self._put(replace(local, phase=Phase.LIVE if local.carrier else Phase.RESERVED))
+        self.claim_due(now)
+
+    def migrated_away(self, uuid: str) -> None:
+        """Suspended for the last step of a migration: the addresses are the destination's from now on."""
+        for local in self.locals.of_domain(uuid):
+            self._remove(local)
+
+    def scanned(self, driver: str, uuids: frozenset[str], started: Callable[[Local], bool]) -> None:
+        """A full scan: what it does not list is gone, but for guests whose start is under way (`started` is false)."""
+        for local in list(self.locals):
+            if local.driver == driver and local.endpoint.key.uuid not in uuids and started(local):
+                self._remove(local)
+
+    # -- the dispatcher -------------------------------------------------------------------------------------------
+
+    def connected(self, now: float) -> None:
+        assert self.feed is not None
+        endpoints = reportable(self.locals)
+        self.claims.lost()
+        self.claims.asked(self.feed.report(endpoints), endpoints, now)
+
+    def disconnected(self) -> None:
+        self.claims.lost()
+        for waiting in self._waiting:
+            waiting.answer(0, "")
+        self._waiting.clear()
+
+    def applied(self, revision: int, dirty: Dirty) -> None:
+        """The world changed (the caller has updated it): acknowledged once the kernel has it."""
+        self.dirty.merge(dirty)
+        self._revision = revision
+        self.held = ""
+
+    def answered(self, seq: int, refused: dict[EndpointKey, str], now: float) -> None:
+        for endpoint, message in self.claims.answered(seq, refused, now):
+            local = self.locals.get(endpoint.key)
+            if local is None:
+                continue
+            if not message:
+                self._put(replace(local, accepted=endpoint, problem=""))
+            elif local.accepted == endpoint:
+                self._put(replace(local, accepted=None, problem=message))  # it was ours and is no more
+            else:
+                self.locals.put(replace(local, problem=message))
+            if message:
+                log.warning("%s: %s", quote(endpoint.domain), message)
+            self._wake(endpoint.key, message)
+
+    def claim_due(self, now: float) -> None:
+        if self.feed is None or not self._reachable():
+            return
+        for endpoint in self.claims.due(now):
+            self.claims.asked(self.feed.claim(endpoint), [endpoint], now)
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        for waiting in [w for w in self._waiting if now >= w.until]:
+            self._waiting.remove(waiting)
+            waiting.answer(0, "")  # it starts isolated and is connected when the answer comes
+        if self.claims.overdue(now):
+            self._isolate_if_alone(overdue=True)
+        self.claim_due(now)
+
+    def settle(self) -> list[Failure]:
+        """Bring the kernel to what is desired; acknowledge what the dispatcher sent."""
+        dirty, self.dirty = self.dirty, Dirty()
+        self.calc.desired.exempt = frozenset(self.exempt.seen.values())
+        failures = self.settler.settle(dirty)
+        if self._revision is not None and self.feed is not None and self.feed.connected:
+            self.feed.ack(self._revision, failures)
+            self._revision = None
+        return failures
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _reachable(self) -> bool:
+        return self.feed is not None and self.feed.connected and self.feed.in_sync
+
+    def _put(self, local: Local) -> None:
+        key = local.endpoint.key
+        if self.locals.get(key) != local:
+            self.locals.put(local)
+            self.changed.add(key)
+            self.dirty.merge(self.calc.local_changed(key))
+
+    def _remove(self, local: Local) -> None:
+        key = local.endpoint.key
+        self.locals.remove(key)
+        self.claims.forget(key)
+        self.changed.add(key)
+        self.dirty.merge(self.calc.local_changed(key))
+        if self.feed is not None and self.feed.connected and local.phase is not Phase.INCOMING:
+            self.feed.release(key)
+        self._wake(key, "")
+
+    def _carry(self, endpoint: Endpoint, nic: Nic, driver: str, runs: bool = True) -> None:
+        carrier = self.settler.carrier(nic.target) if nic.target is not None else None
+        if carrier is not None and not carrier.tap.startswith(self.guard_prefixes):
+            log.warning("%s: tap %s is not guarded: left alone", quote(endpoint.domain), quote(carrier.tap))
+            carrier = None
+        local = self.locals.get(endpoint.key)
+        if local is None:
+            phase = Phase.LIVE if runs else Phase.INCOMING
+            self._put(Local(endpoint, driver, phase if carrier else Phase.RESERVED, carrier))
+            return
+        phase = local.phase
+        if phase is Phase.RESERVED and carrier is not None:
+            phase = Phase.LIVE
+        self._put(replace(local, endpoint=endpoint, phase=phase, carrier=carrier or local.carrier))
+
+    def _check(self, domain: Domain) -> str | None:
+        outside = self._outside(domain)
+        if outside is not None:
+            return outside
+        for endpoint, _ in domain.endpoints:
+            conflict = self.locals.conflict(endpoint)
+            if conflict is None and not self._reachable():
+                conflict = self._known_elsewhere(endpoint)
+            if conflict is not None:
+                return f"{quote(endpoint.domain)}: {conflict}"
+        return None
+
+    def _outside(self, domain: Domain) -> str | None:
+        for _, nic in domain.endpoints:
+            if nic.target is not None and not nic.target.startswith(self.guard_prefixes):
+                wanted = ", ".join(f"{p}*" for p in self.guard_prefixes)
+                return (
+                    f"{quote(domain.name)}: interface {nic.mac}: target dev {quote(nic.target)} is outside the guarded "
+                    f"names ({wanted}): leave out <target dev>, or add its prefix to guard_prefixes in hostd.toml"
+                )
+        return None
+
+    def _known_elsewhere(self, endpoint: Endpoint) -> str | None:
+        """With no dispatcher to ask, the last known routes tell who has an address."""
+        for prefix in (*map(host_prefix, endpoint.addresses), *endpoint.prefixes):
+            others = [h for h in self.calc.world.routes.get(prefix, ()) if h != self.calc.host]
+            if others:
+                return f"{prefix} is in use on host {others[0]}, as far as is known without a dispatcher"
+        return None
+
+    def _isolate_if_alone(self, overdue: bool = False) -> None:
+        if overdue or not self._reachable():
+            for local in list(isolate_ungranted(self.locals)):
+                self._put(local)
+
+    def _exempt_if_listed(self, domain: Domain) -> None:
+        for nic in domain.nics:
+            key = EndpointKey(domain.uuid, nic.mac or "")
+            if key in self.exempt.listed and nic.target is not None and not domain.tagged:
+                carrier = self.settler.carrier(nic.target)
+                if carrier is not None:
+                    self.exempt.seen[key] = carrier.ifindex
+
+    def _problem_of(self, key: EndpointKey, failures: list[Failure]) -> str | None:
+        """Why the kernel refused this endpoint, if it did."""
+        local = self.locals.get(key)
+        if local is None or local.connected is None or local.carrier is None:
+            return None
+        failed = {f.object: f.message for f in failures}
+        message = failed.get(f"tap {local.carrier.tap}")
+        return f"{quote(local.endpoint.domain)}: the kernel refused it: {message}" if message else None
+
+    def _wake(self, key: EndpointKey, refusal: str) -> None:
+        for waiting in [w for w in self._waiting if key in w.keys]:
+            waiting.keys.discard(key)
+            if refusal or not waiting.keys:
+                self._waiting.remove(waiting)
+                local = self.locals.get(key)
+                name = quote(local.endpoint.domain) + ": " if local is not None else ""
+                waiting.answer(1 if refusal else 0, name + refusal if refusal else "")
+

@@ -1,0 +1,197 @@
+# Owns: keeping the kernel as desired: what is believed to be in it, what it refused, when that is tried again, and what
+# its notifications undo. Pure but for its door to the kernel (`Kernel`, in hostd.dataplane).
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from slash32.wire import Failure
+
+from .calc import Calculation
+from .desired import Actual, Dirty
+from .forwarding import Link, Route
+from .plan import Limits, Plan, Scope, everything, plan, same_way
+from .ruleset import GROUP_MASK, Rule
+from .state import Carrier
+
+RETRY = 2.0  # seconds until what the kernel refused is tried again
+
+
+class Refused(NamedTuple):
+    """One object the kernel did not take. `scope` is what to plan again."""
+
+    object: str  # for people: "tap vnet3", "chain pi-web", "route 10.0.0.1/32"
+    message: str
+    scope: Dirty
+
+
+class Kernel(Protocol):
+    """The one door (hostd.dataplane.kernel)."""
+
+    def load(self) -> bool: ...
+    def read(self) -> Actual: ...
+    def apply(self, todo: Plan, actual: Actual) -> list[Refused]: ...
+    def fingerprints(self, rules: tuple[Rule, ...]) -> tuple[str, ...]: ...
+    def link(self, name_or_index: str | int) -> Link | None: ...
+    def tap_sysctls_hold(self, name: str) -> bool: ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """For status and for the proof that a resync of a settled host writes nothing."""
+
+    plans: int = 0
+    writes: int = 0  # operations handed to the kernel
+    resyncs: int = 0
+    healed: int = 0  # operations that undid somebody else's change
+
+
+@dataclass(slots=True)
+class Settler:
+    kernel: Kernel
+    calc: Calculation
+    limits: Limits
+    guard_prefixes: tuple[str, ...]
+    actual: Actual = field(default_factory=Actual)
+    refused: dict[str, Refused] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+
+    def settle(self, dirty: Dirty) -> list[Failure]:
+        """Plan within `dirty` and apply. Returns all that is refused at present, not only by this call."""
+        desired = self.calc.desired
+        if dirty or desired.exempt != self.actual.exempt:
+            fingerprints = self._fingerprints(dirty.chains)
+            todo = plan(Scope(desired, self.actual, dirty, fingerprints, self.limits))
+            self._forget_refusals(dirty)
+            self.counters.plans += 1
+            if len(todo):
+                self.counters.writes += len(todo)
+                for refusal in self.kernel.apply(todo, self.actual):
+                    self.refused[refusal.object] = refusal
+        return self.failures()
+
+    def failures(self) -> list[Failure]:
+        return [Failure(r.object, r.message) for r in self.refused.values()]
+
+    def resync(self) -> list[Failure]:
+        """Read everything, compare everything. Writes nothing where nothing differs."""
+        self.counters.resyncs += 1
+        self.kernel.load()
+        self.actual = self.kernel.read()
+        dirty = everything(self.calc.desired, self.actual)
+        for name in set(dirty.sets) & self.actual.sets.keys():
+            if self.calc.desired.sets.get(name) not in (None, self.actual.sets[name]):
+                del self.actual.sets[name]  # same name, another shape: cannot be ours
+        before = self.counters.writes
+        failures = self.settle(dirty)
+        self.counters.healed += self.counters.writes - before
+        self.actual.members = None
+        return failures
+
+    def retry(self) -> list[Failure]:
+        dirty = Dirty()
+        for refusal in self.refused.values():
+            dirty.merge(refusal.scope)
+        return self.settle(dirty)
+
+    def pending(self) -> Plan:
+        """What a resync would do, without doing it (`slash32-hostd diff`)."""
+        actual = self.kernel.read()
+        dirty = everything(self.calc.desired, actual)
+        return plan(Scope(self.calc.desired, actual, dirty, self._fingerprints(dirty.chains), self.limits))
+
+    def carrier(self, name: str) -> Carrier | None:
+        link = self.kernel.link(name)
+        return Carrier(link.name, link.ifindex) if link is not None else None
+
+    # -- what the kernel says happened ----------------------------------------------------------------------------
+
+    def link_seen(self, link: Link) -> Dirty:
+        """A guarded link appeared or changed: is its group what we gave it?"""
+        dirty = Dirty()
+        if not link.name.startswith(self.guard_prefixes):
+            return dirty
+        known = self.actual.taps.get(link.ifindex)
+        expected = known.group if known is not None else 0
+        if link.group == expected:
+            self.actual.foreign_groups.pop(link.ifindex, None)
+            return dirty
+        now = self.kernel.link(link.ifindex)  # notifications are late: what counts is what holds now
+        if now is None or now.group == expected:
+            return dirty
+        if known is not None:
+            known.group = now.group
+            dirty.taps.add(link.ifindex)
+        elif now.group & GROUP_MASK == self.limits.group_base:
+            self.actual.foreign_groups[link.ifindex] = now.group
+            dirty.taps.add(link.ifindex)
+        return dirty
+
+    def link_gone(self, ifindex: int) -> Dirty:
+        """The device took its routes, neighbours and addresses along; our elements for it remain to be removed."""
+        dirty = Dirty()
+        self.actual.foreign_groups.pop(ifindex, None)
+        known = self.actual.taps.get(ifindex)
+        if known is not None:
+            known.neighbours, known.gateway, known.sysctls, known.group = frozenset(), False, False, 0
+            dirty.taps.add(ifindex)
+        for prefix in [p for p, route in self.actual.routes.items() if route.oif == ifindex]:
+            del self.actual.routes[prefix]
+            dirty.routes.add(prefix)
+        return dirty
+
+    def route_gone(self, route: Route) -> Dirty:
+        dirty = Dirty()
+        have = self.actual.routes.get(route.prefix)
+        if have is not None and same_way(have, route):
+            del self.actual.routes[route.prefix]
+            dirty.routes.add(route.prefix)
+        return dirty
+
+    def route_seen(self, route: Route) -> Dirty:
+        """A route with our protocol number: ours, or somebody's who poses as us; then it goes."""
+        dirty = Dirty()
+        have = self.actual.routes.get(route.prefix)
+        if have is None:
+            self.actual.routes[route.prefix] = route
+            dirty.routes.add(route.prefix)
+        return dirty
+
+    def tap_disturbed(self, ifindex: int) -> Dirty:
+        """Neighbours, addresses or sysctls of a tap changed: take them all as lost; what is there is fine."""
+        dirty = Dirty()
+        known = self.actual.taps.get(ifindex)
+        if known is not None:
+            known.neighbours, known.gateway, known.sysctls = frozenset(), False, False
+            dirty.taps.add(ifindex)
+        return dirty
+
+    def sysctls_changed(self, ifindex: int) -> Dirty:
+        tap = self.calc.desired.taps.get(ifindex)
+        known = self.actual.taps.get(ifindex)
+        dirty = Dirty()
+        if tap is not None and known is not None and not self.kernel.tap_sysctls_hold(tap.name):
+            known.sysctls = False
+            dirty.taps.add(ifindex)
+        return dirty
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _fingerprints(self, names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+        chains = self.calc.desired.chains
+        return {name: self.kernel.fingerprints(chains[name]) for name in names if name in chains}
+
+    def _forget_refusals(self, dirty: Dirty) -> None:
+        def within(scope: Dirty) -> bool:
+            return bool(
+                scope.taps & dirty.taps
+                or scope.chains & dirty.chains
+                or scope.sets & dirty.sets
+                or scope.routes & dirty.routes
+                or scope.members.keys() & dirty.members.keys()
+            )
+
+        self.refused = {name: r for name, r in self.refused.items() if not within(r.scope)}
+
+
