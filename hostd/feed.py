@@ -1,7 +1,8 @@
-# Owns: the host's one connection to the dispatcher: CURVE, reconnecting, heartbeats, and the session on it. Touches: one
-# DEALER socket and its monitor. Belongs to one thread; `now` is monotonic seconds. Policy is the replica's and the agent's.
+# Owns: the host's one connection to the dispatcher: CURVE, reconnecting, heartbeats, and the session on it.
+# Touches: one DEALER socket and its monitor. Belongs to one thread; `now` is monotonic seconds.
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -14,13 +15,16 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from slash32 import wire
-from slash32.keys import load_or_create_key as load_or_create_key
+from slash32.keys import load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address
-from slash32.sync import Applied as Applied
-from slash32.sync import Held as Held
-from slash32.sync import NeedSnapshot, Replica
+from slash32.sync import Applied, Held, NeedSnapshot, Replica
 from slash32.wire import Ack, Claim, Failure, Refusal, Release, Report, WireError
+
+__all__ = [
+    "Applied", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held",
+    "load_or_create_key",
+]  # fmt: skip
 
 PING_EVERY = 5.0  # seconds
 SILENCE = 15.0  # seconds without a word from the dispatcher: not connected, whatever TCP says
@@ -174,11 +178,8 @@ class Feed:
 
     def ready(self, now: float) -> list[FeedEvent]:
         """Takes everything that has come; what it means, in order."""
-        if self._poll.poll(0):
-            try:
-                os.eventfd_read(self._wake)
-            except BlockingIOError:
-                pass  # another descriptor it was
+        with contextlib.suppress(BlockingIOError):  # another descriptor it was
+            os.eventfd_read(self._wake)
         self._watch()
         while True:
             try:
@@ -201,7 +202,7 @@ class Feed:
             self._send(wire.Ping())
         if self.connected and not self.replica.in_sync and not self.replica.held and now - session.hello_at > SILENCE:
             session.again = True
-        return [*self.ready(now), *self._taken()]
+        return self.ready(now)
 
     def _taken(self) -> list[FeedEvent]:
         events, self._session.events = self._session.events, []

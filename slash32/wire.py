@@ -134,7 +134,7 @@ class Delta(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """Answers every Report, Claim and Release up to `seq`."""
+    """Answers the Report, Claim or Release of that number."""
 
     seq: int
     refused: tuple[Refusal, ...] = ()

@@ -1,0 +1,81 @@
+# Owns: a CURVE key pair on disk: made once by its owner, mode 0600, its secret never anywhere else.
+# Touches: the one file it is given.
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+
+from slash32.errors import Slash32Error
+
+
+_HEAD = "# CURVE key pair of this machine. The secret stays here; `public` is what others are told.\n"
+
+
+class KeyFileError(Slash32Error):
+    """One line: which file, what to do."""
+
+
+class KeyPair(NamedTuple):
+    """Z85, 40 characters each."""
+
+    public: str
+    secret: str
+
+
+def load_or_create_key(path: Path) -> KeyPair:
+    """Raises KeyFileError. Two processes that race get the same key."""
+    try:
+        return _load(path)
+    except FileNotFoundError:
+        _create(path)
+    try:
+        return _load(path)
+    except OSError as e:
+        raise KeyFileError(f"{path}: {e.strerror}") from None
+
+
+def _load(path: Path) -> KeyPair:
+    try:
+        with path.open(encoding="ascii") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            text = file.read(4096)
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as e:
+        raise KeyFileError(f"{path}: cannot be read ({e}); it holds a CURVE key pair") from None
+    if mode & 0o077:
+        raise KeyFileError(f"{path}: mode {mode:04o} lets others read the secret key: chmod 600 it, or make a new key")
+    found = dict(line.split(" ", 1) for line in text.splitlines() if " " in line and not line.startswith("#"))
+    try:
+        pair = KeyPair(found["public"], found["secret"])
+        if len(pair.secret) == 40 and zmq.curve_public(pair.secret.encode()).decode() == pair.public:
+            return pair
+    except (KeyError, ValueError, zmq.ZMQError):
+        pass  # the same refusal as for a pair that does not match
+    raise KeyFileError(f"{path}: not a CURVE key pair; delete it and a new one is made (register its public key again)")
+
+
+def _create(path: Path) -> None:
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    content = f"{_HEAD}public {public}\nsecret {secret}\n"
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                return  # another process was faster: its key is the key
+        finally:
+            fresh.unlink()
+    except OSError as e:
+        raise KeyFileError(f"{path}: a key cannot be made there ({e.strerror})") from None
