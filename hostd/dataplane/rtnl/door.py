@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from slash32.net import Prefix, format_address
@@ -37,7 +37,7 @@ class _Request(NamedTuple):
     kind: int
     flags: int
     body: bytes
-    forgiven: frozenset[int] = _NOTHING
+    forgiven: frozenset[int]
 
 
 class Rtnl:
@@ -109,7 +109,7 @@ class Rtnl:
 
     def change(self, operations: Sequence[Operation]) -> list[Failure]:
         """Does all of them, in order, in one send. One that fails stops none of the others."""
-        requests = [request for operation in operations for request in _requests(operation)]
+        requests = _requests(operations)
         failures: list[Failure] = []
         for start in range(0, len(requests), _BATCH):
             failures += self._send(requests[start : start + _BATCH])
@@ -175,49 +175,47 @@ def _same(wanted: Route, present: Route) -> bool:
     return wanted == present or (not wanted.oif and wanted == present._replace(oif=0))
 
 
-def _replacement(operation: Operation, old: Sequence[Route], new: Route) -> Iterator[_Request]:
+def _replacement(operation: Operation, old: Sequence[Route], new: Route) -> list[_Request]:
     append = _Request(
         operation, routes.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, routes.add_body(new), frozenset({errno.EEXIST})
     )
     removals = [_Request(operation, routes.RTM_DELROUTE, 0, routes.delete_body(route), _GONE) for route in old]
     if any((route.oif, route.via) == (new.oif, new.via) for route in old):  # deletion could not tell them apart
-        return iter([*removals, append])
-    return iter([append, *removals])
+        return [*removals, append]
+    return [append, *removals]
 
 
-def _requests(operation: Operation) -> Iterator[_Request]:
-    match operation:
-        case Add(item):
-            yield _addition(operation, item)
-        case Delete(item):
-            yield _deletion(operation, item)
-        case Replace(old, new):
-            yield from _replacement(operation, [old], new)
-        case SetGroup(ifindex, group):
-            forgiven = _NOTHING if group else _GONE  # closing a link that is gone
-            yield _Request(operation, links.RTM_SETLINK, 0, links.group_body(ifindex, group), forgiven)
+def _requests(operations: Iterable[Operation]) -> list[_Request]:
+    requests: list[_Request] = []
+    for operation in operations:
+        if isinstance(operation, Add):
+            requests.append(_addition(operation, operation.item))
+        elif isinstance(operation, Delete):
+            requests.append(_deletion(operation, operation.item))
+        elif isinstance(operation, Replace):
+            requests += _replacement(operation, [operation.old], operation.new)
+        else:
+            forgiven = _NOTHING if operation.group else _GONE  # closing a link that is gone
+            body = links.group_body(operation.ifindex, operation.group)
+            requests.append(_Request(operation, links.RTM_SETLINK, 0, body, forgiven))
+    return requests
 
 
 def _addition(operation: Add, item: Item) -> _Request:
-    match item:
-        case Route():
-            return _Request(operation, routes.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, routes.add_body(item))
-        case Neighbour():
-            body = neighbours.neighbour_body(item)
-            return _Request(operation, neighbours.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
-        case TapAddress():
-            body = neighbours.address_body(item)
-            return _Request(operation, neighbours.RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+    if isinstance(item, Route):
+        return _Request(operation, routes.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, routes.add_body(item), _NOTHING)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    if isinstance(item, Neighbour):
+        return _Request(operation, neighbours.RTM_NEWNEIGH, flags, neighbours.neighbour_body(item), _NOTHING)
+    return _Request(operation, neighbours.RTM_NEWADDR, flags, neighbours.address_body(item), _NOTHING)
 
 
 def _deletion(operation: Delete, item: Item) -> _Request:
-    match item:
-        case Route():
-            return _Request(operation, routes.RTM_DELROUTE, 0, routes.delete_body(item), _GONE)
-        case Neighbour():
-            return _Request(operation, neighbours.RTM_DELNEIGH, 0, neighbours.neighbour_delete_body(item), _GONE)
-        case TapAddress():
-            return _Request(operation, neighbours.RTM_DELADDR, 0, neighbours.address_body(item), _GONE)
+    if isinstance(item, Route):
+        return _Request(operation, routes.RTM_DELROUTE, 0, routes.delete_body(item), _GONE)
+    if isinstance(item, Neighbour):
+        return _Request(operation, neighbours.RTM_DELNEIGH, 0, neighbours.neighbour_delete_body(item), _GONE)
+    return _Request(operation, neighbours.RTM_DELADDR, 0, neighbours.address_body(item), _GONE)
 
 
 def _device(ifindex: int) -> str:
