@@ -66,7 +66,7 @@ def judge_alone(xml: bytes | bytearray, why: BaseException) -> int:
 
 def run(argv: list[str], xml: bytes | bytearray) -> int:
     driver = "lxc" if argv[0].rpartition("/hooks/")[2].startswith("lxc") else "qemu"
-    header = "\1".join(["1", driver, *argv[1:6]]).encode("utf-8", "surrogateescape") + b"\0"
+    header = "\1".join(["1", driver, *argv[1:5]]).encode("utf-8", "surrogateescape") + b"\0"
     try:
         answer = ask(header, xml)
     except OSError as why:
