@@ -1,0 +1,235 @@
+# Owns: the way from the kernel's dumps to plain data. Reads through the socket it is given, writes nothing.
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hostd.dataplane.netlink import KernelRefused, NetlinkSocket, attribute_map, attributes, text
+from hostd.dataplane.nft import elements
+from hostd.dataplane.nft import kernel as k
+from hostd.dataplane.nft.admission import Element, Granted, whole
+from hostd.dataplane.nft.skeleton import FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
+from hostd.ruleset import SetKind, SetSpec
+from slash32.net import Address, Prefix
+
+_RULE_DIGEST = 0x73
+_SET_SIZE = 0x73
+_KINDS = {(7, False): SetKind.ADDR4, (8, False): SetKind.ADDR6, (7, True): SetKind.NET4, (8, True): SetKind.NET6}
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What the kernel holds. Everything but `skeleton_ok` is of policies and endpoints only."""
+
+    skeleton_ok: bool = False
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)  # fingerprint of each rule; foreign ones begin "?"
+    sets: dict[str, SetSpec | None] = field(default_factory=dict)  # None: a set of no kind of ours
+    members: dict[str, frozenset[Address] | frozenset[Prefix]] = field(default_factory=dict)
+    classes: dict[int, tuple[str, str]] = field(default_factory=dict)  # group -> (from chain, to chain); "": missing
+    admissions: frozenset[Granted] = frozenset()
+    strays: frozenset[Element] = frozenset()  # of no whole admission: sweep them
+
+
+class ChainHook(NamedTuple):
+    number: int
+    priority: int
+    policy: int
+
+
+class SetState(NamedTuple):
+    flags: int
+    key_type: int
+    key_length: int
+    size: int
+    declared: int  # what was asked for, as noted in its user data
+
+
+@dataclass
+class Dump:
+    """One table, its elements not included."""
+
+    flags: int
+    owner: int  # netlink port; 0: none
+    chains: dict[str, ChainHook | None]
+    rules: dict[str, tuple[str, ...]]
+    sets: dict[str, SetState]
+
+
+def generation(socket: NetlinkSocket) -> int:
+    """A number that every change of any nf_tables table moves on."""
+    (reply,) = socket.ask(k.SUBSYSTEM | k.GETGEN, k.nfgen(0))
+    return _number(attribute_map(reply.body, 4)[1])
+
+
+def consistent(socket: NetlinkSocket) -> Iterator[int]:
+    """Attempts at a read of several dumps: leave the loop when generation() still is what was yielded."""
+    for _ in range(_ATTEMPTS):
+        yield generation(socket)
+    raise OSError(errno.EINTR, f"nf_tables kept changing through {_ATTEMPTS} attempts to read it")
+
+
+def dump(socket: NetlinkSocket, family: int) -> Dump | None:
+    """None: there is no such table."""
+    head = k.nfgen(family) + text(1, TABLE)
+    try:
+        (reply,) = socket.ask(k.SUBSYSTEM | k.GETTABLE, head)
+    except KernelRefused as refused:
+        if refused.errno == errno.ENOENT:
+            return None
+        raise
+    table = attribute_map(reply.body, 4)
+    return Dump(
+        flags=_number(table.get(2, b"")),
+        owner=_number(table.get(7, b"")),
+        chains=_chains(socket, family),
+        rules=_rules(socket, head),
+        sets=_sets(socket, head),
+    )
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
+
+def _signed(data: bytes) -> int:
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _name(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="replace")
+
+
+def _chains(socket: NetlinkSocket, family: int) -> dict[str, ChainHook | None]:
+    found: dict[str, ChainHook | None] = {}
+    for reply in socket.dump(k.SUBSYSTEM | k.GETCHAIN, k.nfgen(family)):
+        fields = attribute_map(reply.body, 4)
+        if _name(fields[1]) != TABLE:
+            continue
+        base = None
+        if 4 in fields:
+            hook = attribute_map(fields[4])
+            base = ChainHook(_number(hook[1]), _signed(hook[2]), _number(fields.get(5, b"")))
+        found[_name(fields[3])] = base
+    return found
+
+
+def _rules(socket: NetlinkSocket, head: bytes) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for reply in socket.dump(k.SUBSYSTEM | k.GETRULE, head):
+        fields = attribute_map(reply.body, 4)
+        if _name(fields[1]) == TABLE:
+            found.setdefault(_name(fields[2]), []).append(_fingerprint(_notes(fields.get(7, b""))))
+    return {name: tuple(rules) for name, rules in found.items()}
+
+
+def _notes(data: bytes) -> dict[int, bytes]:
+    """nft's user data: kind and length of one byte each."""
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + 2 <= len(data):
+        kind, length = data[offset], data[offset + 1]
+        found[kind] = data[offset + 2 : offset + 2 + length]
+        offset += 2 + length
+    return found
+
+
+def _fingerprint(notes: dict[int, bytes]) -> str:
+    digest = notes.get(_RULE_DIGEST, b"").hex() or "?"
+    return f"{digest} {_name(notes.get(0, b''))}"
+
+
+def _sets(socket: NetlinkSocket, head: bytes) -> dict[str, SetState]:
+    found: dict[str, SetState] = {}
+    for reply in socket.dump(k.SUBSYSTEM | k.GETSET, head):
+        fields = attribute_map(reply.body, 4)
+        flags = _number(fields.get(3, b""))
+        if flags & k.SET_ANONYMOUS or _name(fields[1]) != TABLE:
+            continue
+        size = _number(attribute_map(fields.get(9, b"")).get(1, b""))
+        noted = int.from_bytes(_notes(fields.get(13, b"")).get(_SET_SIZE, b""), "little")
+        found[_name(fields[2])] = SetState(flags, _number(fields[4]), _number(fields[5]), size, noted)
+    return found
+
+
+def element_pieces(socket: NetlinkSocket, family: int, name: str) -> list[bytes]:
+    body = k.nfgen(family) + text(1, TABLE) + text(2, name)
+    replies = socket.dump(k.SUBSYSTEM | k.GETSETELEM, body)
+    return [piece for reply in replies for kind, piece in attributes(reply.body, 4) if kind == 3 and piece]
+
+
+# ---- what the dumps mean ----------------------------------------------------------------------------------------
+
+
+def set_is(state: SetState | None, shape: SetShape) -> bool:
+    return state is not None and state[:4] == (shape.flags, shape.key_type, shape.key_length, shape.size)
+
+
+def chain_hangs(dumped: Dump, skeleton: Skeleton, name: str) -> bool:
+    """The chain is there and hangs where it should."""
+    base = skeleton.chains[name].base
+    wanted = ChainHook(base.number, base.priority, k.ACCEPT) if base else None
+    return name in dumped.chains and dumped.chains[name] == wanted
+
+
+def skeleton_stands(dumped: Dump, skeleton: Skeleton) -> bool:
+    return all(set_is(dumped.sets.get(name), shape) for name, shape in skeleton.sets.items()) and all(
+        chain_hangs(dumped, skeleton, name) and dumped.rules.get(name, ()) == tuple(r.fingerprint for r in chain.rules)
+        for name, chain in skeleton.chains.items()
+    )
+
+
+def specification(state: SetState) -> SetSpec | None:
+    kind = _KINDS.get((state.key_type, bool(state.flags & k.SET_INTERVAL)))
+    if kind is None or state.flags & ~k.SET_INTERVAL:
+        return None
+    return SetSpec(kind, state.declared if kind in elements.NETS else state.size)
+
+
+def members(socket: NetlinkSocket, name: str, kind: SetKind) -> frozenset[Address] | frozenset[Prefix]:
+    pieces, width = element_pieces(socket, k.INET, name), elements.WIDTH[kind]
+    if kind in elements.NETS:
+        return elements.decode_nets(pieces, width)
+    return frozenset(key for piece in pieces for key in elements.keys(piece, width))
+
+
+def classes(socket: NetlinkSocket, present: Skeleton) -> dict[int, tuple[str, str]]:
+    """A group that one of the two maps lacks, or where the verdict is no jump, has "" there."""
+    sides = [dict(_jumps(socket, name)) if name in present.sets else {} for name in (FROM, TO)]
+    return {group: (sides[0].get(group, ""), sides[1].get(group, "")) for group in sides[0].keys() | sides[1].keys()}
+
+
+def _jumps(socket: NetlinkSocket, name: str) -> Iterator[tuple[int, str]]:
+    for piece in element_pieces(socket, k.INET, name):
+        for key, _, fields in elements.parts(piece):
+            verdict = attribute_map(attribute_map(fields.get(2, b"")).get(2, b""))
+            jump = _signed(verdict.get(1, b"")) == k.JUMP
+            yield int.from_bytes(key, "little"), _name(verdict.get(2, b"")) if jump else ""
+
+
+def admissions(socket: NetlinkSocket, families: dict[int, Skeleton]) -> tuple[frozenset[Granted], frozenset[Element]]:
+    found: list[Element] = []
+    for family, skeleton in families.items():
+        for name, shape in skeleton.sets.items():
+            if not (shape.verdicts or shape.dynamic):
+                for piece in element_pieces(socket, family, name):
+                    found.extend(_elements(family, name, shape, piece))
+    return whole(found)
+
+
+def _elements(family: int, name: str, shape: SetShape, piece: bytes) -> Iterator[Element]:
+    if not shape.interval:
+        yield from (Element(family, name, key) for key in elements.keys(piece, shape.key_length))
+        return
+    for key, _, fields in elements.parts(piece):
+        yield Element(family, name, key, attribute_map(fields.get(10, b"")).get(1, key))
+
+
+def of_policies(dumped: Dump, skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
+    return {name: dumped.rules.get(name, ()) for name in dumped.chains if name not in skeleton.chains}
+
+
+def set_specifications(dumped: Dump) -> dict[str, SetSpec | None]:
+    return {name: specification(state) for name, state in dumped.sets.items() if name not in RESERVED_SETS}

@@ -1,0 +1,88 @@
+# Owns: the translation of hostd.ruleset's rules into statements. Pure. Matches are put in one order, cheapest first
+# and what others depend on before them: all of them must hold, so their order has no meaning.
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TypeVar
+
+from hostd.dataplane.nft.intervals import merge, prefix_interval, prefixes_of
+from hostd.dataplane.nft.statements import Draft, Statement
+from hostd.ruleset import (
+    Family,
+    IcmpIs,
+    InNets,
+    InSet,
+    Jump,
+    Match,
+    Ports,
+    Protocol,
+    Rule,
+    SetKind,
+    Side,
+    Verdict,
+)
+from slash32.net import version
+
+_T = TypeVar("_T")
+_RANK = {Family: 0, Protocol: 1, IcmpIs: 2, Ports: 3, InNets: 4, InSet: 5}
+
+
+def _rank(match: Match) -> tuple[int, bool]:
+    negative = not isinstance(match, Family) and match.negate
+    return _RANK[type(match)], negative
+
+
+@lru_cache(maxsize=65536)
+def statement(rule: Rule) -> Statement:
+    draft = Draft()
+    for match in rule.matches:
+        if isinstance(match, IcmpIs):
+            draft.family(match.version)
+    for match in sorted(rule.matches, key=_rank):
+        _match(draft, match)
+    if isinstance(rule.verdict, Jump):
+        draft.jump(rule.verdict.chain)
+    elif rule.verdict is Verdict.ACCEPT:
+        draft.accept()
+    else:
+        draft.drop()
+    return draft.done(rule.comment)
+
+
+def fingerprint(rule: Rule) -> str:
+    """Of what the kernel is told for this rule, and its comment: what read() gives back for it."""
+    return statement(rule).fingerprint
+
+
+def _match(draft: Draft, match: Match) -> None:
+    if isinstance(match, Family):
+        draft.family(match.version)
+    elif isinstance(match, Protocol):
+        draft.protocol(match.number, match.negate)
+    elif isinstance(match, IcmpIs):
+        draft.icmp(match.version, match.icmp.type, match.icmp.code, match.negate)
+    elif isinstance(match, InSet):
+        family = 4 if match.kind in (SetKind.ADDR4, SetKind.NET4) else 6
+        draft.in_set(family, match.side is Side.SRC, match.set, match.negate)
+    elif isinstance(match, Ports):
+        draft.ports(match.side is Side.SRC, merge(_given(match, match.ranges)), match.negate)
+    else:
+        _nets(draft, match)
+
+
+def _given(match: Match, values: tuple[_T, ...]) -> tuple[_T, ...]:
+    if not values:
+        raise ValueError(f"a {type(match).__name__} match needs at least one value")
+    return values
+
+
+def _nets(draft: Draft, match: InNets) -> None:
+    source, first = match.side is Side.SRC, _given(match, match.nets)[0]
+    if len({n.version for n in match.nets}) > 1:
+        raise ValueError("an InNets match holds prefixes of one family only")
+    merged = merge(prefix_interval(n) for n in match.nets)
+    alone = list(prefixes_of(merged[0], len(first.network))) if len(merged) == 1 else []
+    if len(alone) == 1:
+        draft.in_prefix(source, alone[0], match.negate)
+    else:
+        draft.in_intervals(version(first.network), source, merged, match.negate)

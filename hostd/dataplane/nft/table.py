@@ -1,0 +1,161 @@
+# Owns: our two nf_tables tables on this host: putting the skeleton up, reading back, opening transactions. Holds one
+# netlink socket, which in owned mode also is what keeps others out of the tables. One thread.
+from __future__ import annotations
+
+from hostd.dataplane.netlink import NETLINK_NETFILTER, NetlinkSocket
+from hostd.dataplane.nft import kernel as k
+from hostd.dataplane.nft import reading
+from hostd.dataplane.nft.reading import Actual, Dump
+from hostd.dataplane.nft.skeleton import SKELETONS, Skeleton
+from hostd.dataplane.nft.transaction import Transaction, TransactionRefused
+from hostd.ruleset import Guard
+
+_FAMILIES = tuple(SKELETONS)
+_OWNED = k.TABLE_OWNER | k.TABLE_PERSIST
+
+
+def supports_owner_persist() -> bool:
+    """Whether this kernel (6.9 and later) has tables that others cannot change and that outlive their owner."""
+    socket = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        attempt = Transaction(socket, "slash32-probe")
+        attempt.table(k.INET, _OWNED)
+        attempt.remove_table(k.INET)
+        attempt.commit()
+    except TransactionRefused:
+        return False
+    finally:
+        socket.close()
+    return True
+
+
+class NftTable:
+    """The table `slash32` of the families inet and arp."""
+
+    def __init__(self, guard: Guard, owned: bool = False) -> None:
+        self._socket = NetlinkSocket(NETLINK_NETFILTER)
+        self._owned = owned
+        self._skeletons: dict[int, Skeleton] = {family: SKELETONS[family](guard) for family in _FAMILIES}
+
+    def close(self) -> None:
+        """In owned mode the tables become orphans: they stay, open to others, until they are adopted."""
+        self._socket.close()
+
+    @property
+    def port(self) -> int:
+        """The netlink port that our changes come from: notifications that name another are somebody else's."""
+        return self._socket.port
+
+    def transaction(self) -> Transaction:
+        return Transaction(self._socket)
+
+    def load(self) -> bool:
+        """Make the skeleton stand, in one transaction, and say whether anything had to be written.
+
+        Sets, chains, classes and admissions stay where the tables are of the right kind. Where not (owned instead of
+        not owned, or the repair is refused), the tables are made anew and read() finds them empty of these.
+        Raises TransactionRefused, with label None: the tables are as they were.
+        """
+        dumps = self._dumps()
+        if self._right(dumps):
+            return False
+        repair = self.transaction()
+        for family, skeleton in self._skeletons.items():
+            self._repair(repair, family, skeleton, dumps[family])
+        try:
+            repair.commit()
+        except TransactionRefused:
+            self._make_anew(dumps)
+        return True
+
+    def read(self) -> Actual:
+        """Everything, of one generation. Raises OSError (EINTR) where others change the tables without pause."""
+        for before in reading.consistent(self._socket):
+            actual = self._read()
+            if reading.generation(self._socket) == before:
+                return actual
+        raise AssertionError("unreachable")
+
+    def _read(self) -> Actual:
+        dumps = self._dumps()
+        inet = dumps[k.INET]
+        if inet is None:
+            return Actual()
+        skeleton = self._skeletons[k.INET]
+        sets = reading.set_specifications(inet)
+        present = {f: self._present(s, dumps[f]) for f, s in self._skeletons.items()}
+        granted, strays = reading.admissions(self._socket, present)
+        return Actual(
+            skeleton_ok=self._right(dumps),
+            chains=reading.of_policies(inet, skeleton),
+            sets=sets,
+            members={n: reading.members(self._socket, n, s.kind) for n, s in sets.items() if s},
+            classes=reading.classes(self._socket, present[k.INET]),
+            admissions=granted,
+            strays=strays,
+        )
+
+    @staticmethod
+    def _present(skeleton: Skeleton, dumped: Dump | None) -> Skeleton:
+        """Without the sets that are missing or of another shape."""
+        states = dumped.sets if dumped else {}
+        sets = {n: s for n, s in skeleton.sets.items() if reading.set_is(states.get(n), s)}
+        return Skeleton(sets, skeleton.chains)
+
+    def _dumps(self) -> dict[int, Dump | None]:
+        return {family: reading.dump(self._socket, family) for family in _FAMILIES}
+
+    def _right(self, dumps: dict[int, Dump | None]) -> bool:
+        return all(
+            dumped is not None and self._ours(dumped) and reading.skeleton_stands(dumped, self._skeletons[family])
+            for family, dumped in dumps.items()
+        )
+
+    def _ours(self, dumped: Dump) -> bool:
+        if not self._owned:
+            return dumped.flags == 0
+        return dumped.flags == _OWNED and dumped.owner == self._socket.port
+
+    def _keeps(self, dumped: Dump | None) -> bool:
+        """The table is, or by adoption becomes, of the right kind. The kernel changes no other flag of a table."""
+        return dumped is not None and dumped.flags & ~k.TABLE_OWNER == (k.TABLE_PERSIST if self._owned else 0)
+
+    def _flags(self) -> int:
+        return _OWNED if self._owned else 0
+
+    def _repair(self, change: Transaction, family: int, skeleton: Skeleton, dumped: Dump | None) -> None:
+        if dumped is not None and not self._keeps(dumped):
+            change.remove_table(family)
+            dumped = None
+        change.table(family, self._flags())
+        if dumped is not None and reading.skeleton_stands(dumped, skeleton):
+            return
+        if dumped is not None:
+            _clear(change, family, skeleton, dumped)
+        kept = dumped.sets if dumped else {}
+        for name, shape in skeleton.sets.items():
+            if not reading.set_is(kept.get(name), shape):
+                change.declare_set(family, name, shape)
+        for name, chain in skeleton.chains.items():
+            change.write_chain(family, name, chain.rules, chain.base)
+
+    def _make_anew(self, dumps: dict[int, Dump | None]) -> None:
+        change = self.transaction()
+        for family, skeleton in self._skeletons.items():
+            if dumps[family] is not None:
+                change.remove_table(family)
+            self._repair(change, family, skeleton, None)
+        change.commit()
+
+
+def _clear(change: Transaction, family: int, skeleton: Skeleton, dumped: Dump) -> None:
+    """Take away what has a name of the skeleton's and cannot be written over; what uses it goes first."""
+    ours = [name for name in skeleton.chains if name in dumped.chains]
+    for name in ours:
+        change.flush_chain(family, name)
+    for name in ours:
+        if not reading.chain_hangs(dumped, skeleton, name):
+            change.remove_chain(family, name)
+    for name, shape in skeleton.sets.items():
+        if name in dumped.sets and not reading.set_is(dumped.sets[name], shape):
+            change.remove_set(family, name)
