@@ -10,11 +10,12 @@ from slash32.net import Prefix, host_prefix, pack_mac
 from slash32.policy import Direction, Policy, Profile
 from slash32.verdict import applicable, effective_labels
 
-from .compile import SelectorSet, class_chains, kind_of, policy_chain, policy_chains, profile_chain, selectors_of
+from .compile import SelectorSet, class_chains, disjoint, kind_of, policy_chain, policy_chains, profile_chain, selectors_of
 from .desired import ClassChains, Desired, Dirty, Member, Tap
-from .forwarding import Route
+from .forwarding import GATEWAY4_ROUTE, Route
 from .ruleset import Rule, SetKind, SetSpec
 from .state import Locals, Phase
+from .world import World
 
 Specs = Mapping[SetKind, tuple[str, SetSpec]]
 
@@ -26,7 +27,7 @@ class Calculation:
         self.host = host
         self.world = world
         self.locals = locals_
-        self.desired = Desired(members=self._members)
+        self.desired = Desired(members=self._members, routes={GATEWAY4_ROUTE.prefix: GATEWAY4_ROUTE})
         self._sets: dict[str, SelectorSet] = {}  # by selector, those that a loaded rule names
         self._users: dict[str, set[str]] = {}  # selector -> chain names that use it
         self._owned: dict[tuple[str, str], tuple[str, ...]] = {}  # (kind, name) -> its chains
@@ -73,18 +74,23 @@ class Calculation:
         for members, adding in ((add, True), (remove, False)):
             for member in members:
                 kernel = found.specs[kind_of(member)][0]
+                if isinstance(member, Prefix):
+                    dirty.refill.add(kernel)  # intervals that touch are one: which goes is not told by which member went
+                    continue
                 dirty.change_members(kernel, (member,) if adding else (), () if adding else (member,))
         return dirty
 
     def set_replaced(self, name: str) -> Dirty:
-        """A selector's members were sent whole; the plan compares them with the kernel."""
+        """A selector's members were sent whole, or the set is gone: what it held before is not known here."""
         dirty = Dirty()
         old = self._sets.get(name)
         if old is not None:
             new = self._sets[name] = SelectorSet(name, self._value(name))
-            self._undeclare(old.specs, dirty)
-            self._declare(name, new, dirty)
-            if old.specs != new.specs:
+            if old.specs == new.specs:
+                dirty.refill.update(kernel for kernel, _ in new.specs.values())
+            else:
+                self._undeclare(old.specs, dirty)
+                self._declare(name, new, dirty)
                 self._reload_users(name, dirty)
         return dirty
 
@@ -218,7 +224,7 @@ class Calculation:
 
     def _members(self, kernel: str) -> list[Member]:
         selector, kind = self._by_set[kernel]
-        return [m for m in self._value(selector) if kind_of(m) is kind]
+        return disjoint(m for m in self._value(selector) if kind_of(m) is kind)
 
     def _class_of(self, labels: Mapping[str, str], profiles: tuple[str, ...], dirty: Dirty) -> ClassChains:
         memo = (tuple(sorted(labels.items())), profiles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
@@ -51,6 +52,16 @@ def kind_of(member: Member) -> SetKind:
     if isinstance(member, Prefix):
         return SetKind.NET4 if len(member.network) == 4 else SetKind.NET6
     return SetKind.ADDR4 if len(member) == 4 else SetKind.ADDR6
+
+
+def disjoint(members: Iterable[Member]) -> list[Member]:
+    """Prefixes as the fewest that cover the same addresses (all of one family); addresses as they are."""
+    found = list(members)
+    prefixes = [ipaddress.ip_network((m.network, m.length)) for m in found if isinstance(m, Prefix)]
+    if not prefixes:
+        return found
+    merged = ipaddress.collapse_addresses(prefixes)  # type: ignore[type-var]  # one family, as promised above
+    return [Prefix(n.network_address.packed, n.prefixlen) for n in merged]
 
 
 def capacity(count: int) -> int:

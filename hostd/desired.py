@@ -2,7 +2,7 @@
 # that hostd.calc fills, hostd.plan compares and hostd.dataplane reads and writes. Pure.
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +57,8 @@ class Actual:
     routes: dict[Prefix, Route] = field(default_factory=dict)
     exempt: frozenset[int] = frozenset()
     members: dict[str, Collection[Member]] | None = None  # only straight after a read
+    strays: frozenset[Hashable] = frozenset()  # elements of no whole admission, for the filter to sweep
+    extra_routes: tuple[Route, ...] = ()  # second routes of ours to one prefix (a replacement was cut off)
     foreign_groups: dict[int, int] = field(default_factory=dict)  # guarded links we know nothing of: ifindex -> group
 
 
@@ -79,12 +81,14 @@ class Dirty:
 
     sets: set[str] = field(default_factory=set)
     members: dict[str, tuple[set[Member], set[Member]]] = field(default_factory=dict)  # set -> (added, removed)
+    refill: set[str] = field(default_factory=set)  # sets whose members are all to be written anew
     chains: set[str] = field(default_factory=set)
     taps: set[int] = field(default_factory=set)
     routes: set[Prefix] = field(default_factory=set)
 
     def merge(self, other: Dirty) -> None:
         self.sets |= other.sets
+        self.refill |= other.refill
         self.chains |= other.chains
         self.taps |= other.taps
         self.routes |= other.routes
@@ -99,4 +103,4 @@ class Dirty:
         added.update(add)
 
     def __bool__(self) -> bool:
-        return bool(self.sets or self.members or self.chains or self.taps or self.routes)
+        return bool(self.sets or self.refill or self.members or self.chains or self.taps or self.routes)

@@ -5,7 +5,7 @@
 # refers to any more is collected at the end.
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,11 @@ from .ruleset import Jump, Rule, SetSpec
 
 
 class AddSet(NamedTuple):
+    name: str
+    spec: SetSpec
+
+
+class FlushSet(NamedTuple):
     name: str
     spec: SetSpec
 
@@ -44,24 +49,32 @@ class PutClass(NamedTuple):
 
 
 class Admit(NamedTuple):
+    """All that the guest may send from; what is there already is fine."""
+
     ifindex: int
     mac: bytes
     addresses: tuple[Address, ...]
     prefixes: tuple[Prefix, ...]
-    first: bool  # also what belongs to the MAC alone
 
 
 class Expel(NamedTuple):
+    """All that it may send from, and its MAC."""
+
     ifindex: int
     mac: bytes
     addresses: tuple[Address, ...]
     prefixes: tuple[Prefix, ...]
-    last: bool
 
 
 class Exempt(NamedTuple):
     ifindex: int
     on: bool
+
+
+class Sweep(NamedTuple):
+    """Elements that no admission of ours is made of."""
+
+    strays: frozenset[Hashable]
 
 
 class DelClass(NamedTuple):
@@ -81,8 +94,8 @@ class PutSysctls(NamedTuple):
     name: str
 
 
-Grow = AddSet | AddMembers | DelMembers | PutChain | PutClass | Admit | Expel | Exempt
-Shrink = DelClass | DelChain | DelSet
+Grow = AddSet | FlushSet | AddMembers | DelMembers | PutChain | PutClass | Admit | Expel | Exempt
+Shrink = Sweep | DelClass | DelChain | DelSet
 FilterOp = Grow | Shrink
 LinkOp = Operation | PutSysctls
 
@@ -150,6 +163,9 @@ def plan(scope: Scope) -> Plan:
             out.close.append(SetGroup(ifindex, 0))
     _plan_routes(out, scope)
     _plan_exempt(out, scope)
+    if actual.strays and limits.prune:
+        out.collect.append(Sweep(actual.strays))
+    out.close += [Delete(route) for route in actual.extra_routes]
     out.close.sort(key=_closing)
     out.open.sort(key=_opening)
     out.filter.sort(key=lambda op: _FILTERING.index(type(op)))
@@ -171,8 +187,8 @@ def _opening(op: LinkOp) -> int:
     return 4 if isinstance(op, SetGroup) else 3
 
 
-_FILTERING = (AddSet, DelMembers, AddMembers, PutChain, PutClass, Expel, Admit, Exempt)
-_COLLECTING = (DelClass, DelChain, DelSet)
+_FILTERING = (AddSet, FlushSet, DelMembers, AddMembers, PutChain, PutClass, Expel, Admit, Exempt)
+_COLLECTING = (Sweep, DelClass, DelChain, DelSet)
 
 
 def _plan_sets(out: Plan, scope: Scope) -> None:
@@ -187,9 +203,14 @@ def _plan_sets(out: Plan, scope: Scope) -> None:
             members = tuple(desired.members(name))
             if members:
                 out.filter.append(AddMembers(name, spec, members))
+    for name in sorted(dirty.refill & desired.sets.keys() & actual.sets.keys()):
+        out.filter.append(FlushSet(name, desired.sets[name]))
+        members = tuple(desired.members(name))
+        if members:
+            out.filter.append(AddMembers(name, desired.sets[name], members))
     for name, (add, remove) in dirty.members.items():
         spec = desired.sets.get(name)
-        if spec is None or name not in actual.sets:
+        if spec is None or name not in actual.sets or name in dirty.refill:
             continue  # gone, or new and filled above
         if add:
             out.filter.append(AddMembers(name, spec, tuple(add)))
@@ -235,21 +256,14 @@ def _plan_classes(out: Plan, scope: Scope) -> dict[ClassChains, int]:
 
 
 def _plan_tap(out: Plan, tap: Tap, have: Admitted, group: int) -> None:
-    new = not have.addresses and not have.prefixes
-    if have.mac not in (b"", tap.mac):
-        out.filter.append(
-            Expel(tap.ifindex, have.mac, tuple(sorted(have.addresses)), tuple(sorted(have.prefixes)), last=True)
-        )
-        have = Admitted(have.mac, frozenset(), frozenset(), have.neighbours, have.gateway, have.sysctls, have.group)
-        new = True
-    add = tuple(a for a in tap.addresses if a not in have.addresses)
-    add_prefixes = tuple(p for p in tap.prefixes if p not in have.prefixes)
-    if add or add_prefixes or new:
-        out.filter.append(Admit(tap.ifindex, tap.mac, add, add_prefixes, first=new))
-    drop = tuple(sorted(have.addresses.difference(tap.addresses)))
-    drop_prefixes = tuple(sorted(have.prefixes.difference(tap.prefixes)))
-    if drop or drop_prefixes:
-        out.filter.append(Expel(tap.ifindex, have.mac, drop, drop_prefixes, last=False))
+    old = _admission(have, tap.ifindex)
+    may = {*tap.addresses, *tap.prefixes}
+    does = {*have.addresses, *have.prefixes}
+    if old is not None and (have.mac != tap.mac or not does <= may):
+        out.filter.append(old)
+        does = set()
+    if does != may:
+        out.filter.append(Admit(tap.ifindex, tap.mac, tap.addresses, tap.prefixes))
     if not have.sysctls:
         out.open.append(PutSysctls(tap.ifindex, tap.name))
     if not have.gateway:
@@ -270,10 +284,15 @@ def _plan_withdrawal(out: Plan, ifindex: int, have: Admitted) -> None:
     out.close += [Delete(Neighbour(ifindex, address, mac)) for address, mac in sorted(have.neighbours)]
     if have.gateway:
         out.close.append(Delete(TapAddress(ifindex)))
-    if have.addresses or have.prefixes or have.mac:
-        out.filter.append(
-            Expel(ifindex, have.mac, tuple(sorted(have.addresses)), tuple(sorted(have.prefixes)), last=True)
-        )
+    old = _admission(have, ifindex)
+    if old is not None:
+        out.filter.append(old)
+
+
+def _admission(have: Admitted, ifindex: int) -> Expel | None:
+    if not have.addresses and not have.prefixes:
+        return None
+    return Expel(ifindex, have.mac, tuple(sorted(have.addresses)), tuple(sorted(have.prefixes)))
 
 
 def _plan_routes(out: Plan, scope: Scope) -> None:

@@ -1,17 +1,17 @@
 # Owns: what the dispatcher told this host, by kind, and which calculations a change of it asks for. Pure.
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from slash32.net import Address, Prefix
-from slash32.pack import AddressSet, Kind
+from slash32.pack import AddressSet, Kind, Name
 from slash32.policy import Policy, Profile
 from slash32.sync import Applied, Replica
 from slash32.wire import Members
 
-from .desired import Dirty
+from .desired import Dirty, Member
 
 if TYPE_CHECKING:
     from .calc import Calculation
@@ -38,22 +38,22 @@ def world_of(replica: Replica) -> World:
     )
 
 
-def absorb(calc: Calculation, applied: Applied) -> Dirty:
-    """What the kernel may need, after the replica took these changes.
+def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
+    """What the kernel may need, after the replica took all these changes.
 
     Sets go first: a policy that is loaded afterwards finds them as they are now, counted once.
     """
     dirty = Dirty()
-    names: dict[Kind, list[str | Prefix]] = {kind: [] for kind in Kind}
-    for change in applied.changes:
-        if isinstance(change, Members):
-            add, remove = change.add, change.remove
-            members = ([*add.addresses, *add.prefixes], [*remove.addresses, *remove.prefixes])
-            dirty.merge(calc.members_changed(change.name, *members))
-        elif change.kind is Kind.SET:
-            dirty.merge(calc.set_replaced(str(change.name)))
-        else:
+    changes = [change for applied in batch for change in applied.changes]
+    whole = {change.name for change in changes if not isinstance(change, Members) and change.kind is Kind.SET}
+    names: dict[Kind, list[Name]] = {kind: [] for kind in Kind}
+    for change in changes:
+        if not isinstance(change, Members):
             names[change.kind].append(change.name)
+        elif change.name not in whole:
+            dirty.merge(calc.members_changed(change.name, _listed(change.add), _listed(change.remove)))
+    for name in whole:
+        dirty.merge(calc.set_replaced(str(name)))
     if names[Kind.PROFILE]:
         dirty.merge(calc.profiles_changed(cast(list[str], names[Kind.PROFILE])))
     if names[Kind.POLICY]:
@@ -62,3 +62,7 @@ def absorb(calc: Calculation, applied: Applied) -> Dirty:
         dirty.merge(calc.hosts_changed(cast(list[str], names[Kind.HOST])))
     dirty.merge(calc.routes_changed(cast(list[Prefix], names[Kind.ROUTE])))
     return dirty
+
+
+def _listed(members: AddressSet) -> list[Member]:
+    return [*members.addresses, *members.prefixes]

@@ -159,6 +159,13 @@ class Replica:
         self.digest = (self.digest + digest_of_members(name, add) - digest_of_members(name, remove)) & MASK
         return Members(name, add, remove), Members(name, remove, add)
 
+    def replay(self, previous: int, revision: int, changes: bytes) -> None:
+        """What an `Applied` said before this process, from the disk. Raises WireError where it does not follow."""
+        if previous != self.revision:
+            raise WireError(f"it follows revision {previous}, not {self.revision}")
+        self._apply(_merged(wire.decode_changes(changes)))
+        self.revision = revision
+
     def dump(self) -> bytes:
         """For the disk: everything, with a checksum."""
         parts: list[bytes] = [msgpack.packb([self.epoch, self.revision, self.digest])]

@@ -298,6 +298,11 @@ def decode_stream(data: bytes) -> tuple[tuple[str, int, int], tuple[Change, ...]
     return position, tuple(map(_decode_change, rest))
 
 
+def decode_changes(data: bytes) -> tuple[Change, ...]:
+    """What `encode_change` made, joined. Raises WireError, one line."""
+    return tuple(map(_decode_change, _arrays([data]))) if data else ()
+
+
 # --- host -> dispatcher ----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from hostd.dataplane.netlink import KernelRefused, NetlinkSocket, attribute_map,
 from hostd.dataplane.nft import elements
 from hostd.dataplane.nft import kernel as k
 from hostd.dataplane.nft.admission import Element, Granted, whole
-from hostd.dataplane.nft.skeleton import FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
+from hostd.dataplane.nft.skeleton import EXEMPT, FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
 from hostd.ruleset import SetKind, SetSpec
 from slash32.net import Address, Prefix
 
@@ -30,6 +30,7 @@ class Actual:
     members: dict[str, frozenset[Address] | frozenset[Prefix]] = field(default_factory=dict)
     classes: dict[int, tuple[str, str]] = field(default_factory=dict)  # group -> (from chain, to chain); "": missing
     admissions: frozenset[Granted] = frozenset()
+    exempt: frozenset[int] = frozenset()  # interfaces
     strays: frozenset[Element] = frozenset()  # of no whole admission: sweep them
 
 
@@ -213,10 +214,20 @@ def admissions(socket: NetlinkSocket, families: dict[int, Skeleton]) -> tuple[fr
     found: list[Element] = []
     for family, skeleton in families.items():
         for name, shape in skeleton.sets.items():
-            if not (shape.verdicts or shape.dynamic):
+            if not (shape.verdicts or shape.dynamic or name == EXEMPT):
                 for piece in element_pieces(socket, family, name):
                     found.extend(_elements(family, name, shape, piece))
     return whole(found)
+
+
+def exempted(socket: NetlinkSocket, families: dict[int, Skeleton]) -> frozenset[int]:
+    """Where one of the tables lacks it, it is not."""
+    found = [
+        {int.from_bytes(key, "little") for piece in element_pieces(socket, family, EXEMPT) for key in elements.keys(piece, 4)}
+        for family, skeleton in families.items()
+        if EXEMPT in skeleton.sets
+    ]
+    return frozenset.intersection(*map(frozenset, found)) if len(found) == len(families) else frozenset()
 
 
 def _elements(family: int, name: str, shape: SetShape, piece: bytes) -> Iterator[Element]:

@@ -16,6 +16,7 @@ FAMILIES = {k.INET: "inet", k.ARP: "arp"}
 
 _ENDPOINTS = 65536  # elements; the kernel's memory for an empty set of this size is 1 MiB
 _CLASSES = 16384
+_EXEMPT = 4096
 
 
 class Field(NamedTuple):
@@ -96,7 +97,7 @@ class Skeleton(NamedTuple):
 FROM, TO = "class-from", "class-to"
 SOURCE = {4: "source4", 6: "source6"}
 BEHIND = {4: "behind4", 6: "behind6"}
-MACS, CONNS, SENDERS, SENDERS_BEHIND = "macs", "conns", "senders", "senders-behind"
+MACS, CONNS, SENDERS, SENDERS_BEHIND, EXEMPT = "macs", "conns", "senders", "senders-behind", "exempt"
 
 _SETS = {
     FROM: SetShape((GROUP,), _CLASSES, verdicts=True),
@@ -107,17 +108,20 @@ _SETS = {
     "behind6": SetShape((IFACE, IP6, MAC), interval=True),
     MACS: SetShape((IFACE, MAC), _ENDPOINTS),
     CONNS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
+    EXEMPT: SetShape((IFACE,), _EXEMPT),  # untagged guests that ran at the first install
 }
 _ARP_SETS = {
     SENDERS: SetShape((IFACE, IP4, MAC, MAC), _ENDPOINTS),
     SENDERS_BEHIND: SetShape((IFACE, IP4, MAC, MAC), interval=True),
+    EXEMPT: SetShape((IFACE,), _EXEMPT),
 }
 
 
 def _guarded(guard: Guard, incoming: bool, chain: str) -> list[Statement]:
     """Known endpoints go to their chain; what falls out of it, and whatever else has a guarded name, is dropped."""
     known = Draft().group(incoming, guard.group_base, GROUP_MASK).jump(chain).done()
-    return [known, *(Draft().name(incoming, p).drop().done() for p in guard.prefixes)]
+    exempt = Draft().interface(incoming, EXEMPT).accept().done()
+    return [known, exempt, *(Draft().name(incoming, p).drop().done() for p in guard.prefixes)]
 
 
 def _transit(guard: Guard) -> list[Statement]:

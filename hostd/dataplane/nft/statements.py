@@ -225,6 +225,10 @@ class Draft:
         key, word = (k.IIFNAME, "iifname") if incoming else (k.OIFNAME, "oifname")
         return self._add(f'{word} "{prefix}*"', k.meta(key), k.compare(prefix.encode()))
 
+    def interface(self, incoming: bool, name: str) -> Draft:
+        key, word = (k.IIF, "iif") if incoming else (k.OIF, "oif")
+        return self._add(f"{word} @{name}", k.meta(key), k.lookup(name))
+
     def group(self, incoming: bool, base: int, mask: int) -> Draft:
         key, word = (k.IIFGROUP, "iifgroup") if incoming else (k.OIFGROUP, "oifgroup")
         load = k.meta(key) + k.masked(host(mask))

@@ -92,6 +92,7 @@ class NftTable:
             members={n: reading.members(self._socket, n, s.kind) for n, s in sets.items() if s},
             classes=reading.classes(self._socket, present[k.INET]),
             admissions=granted,
+            exempt=reading.exempted(self._socket, present),
             strays=strays,
         )
 

@@ -22,7 +22,7 @@ from hostd.dataplane.nft import elements
 from hostd.dataplane.nft import kernel as k
 from hostd.dataplane.nft.admission import Admission, Element
 from hostd.dataplane.nft.rules import statement
-from hostd.dataplane.nft.skeleton import FROM, IP4, IP6, RESERVED_CHAINS, RESERVED_SETS, TABLE, TO, Base, SetShape
+from hostd.dataplane.nft.skeleton import EXEMPT, FROM, IP4, IP6, RESERVED_CHAINS, RESERVED_SETS, TABLE, TO, Base, SetShape
 from hostd.dataplane.nft.statements import Anonymous, Statement, host
 from hostd.ruleset import Rule, SetKind, SetSpec
 
@@ -91,6 +91,12 @@ class Transaction:
         self._origin = _Origin(label, f"delete set {name}")
         self.message(k.DELSET, k.INET, text(2, name))
 
+    def flush_set(self, name: str, label: Hashable) -> None:
+        """Take all members away."""
+        _free(name, RESERVED_SETS)
+        self._origin = _Origin(label, f"flush set {name}")
+        self.message(k.DELSETELEM, k.INET, text(2, name))
+
     def add_members(self, name: str, kind: SetKind, members: Iterable[elements.Member], label: Hashable) -> None:
         """Members of a NET set are disjoint, also from those that stay in it: see `disjoint`; delete before adding.
 
@@ -144,6 +150,12 @@ class Transaction:
         """Takes the guest's MAC away too: to drop one of several addresses, expel all and admit what stays, here."""
         self._origin = _Origin(label, "expel endpoint")
         self._elements(k.DELSETELEM, admission.elements())
+
+    def exempt(self, ifindex: int, on: bool, label: Hashable) -> None:
+        """The guard lets this interface be, whatever its name."""
+        self._origin = _Origin(label, "exempt interface")
+        kind = k.NEWSETELEM if on else k.DELSETELEM
+        self._elements(kind, [Element(family, EXEMPT, host(ifindex)) for family in (k.INET, k.ARP)])
 
     def sweep(self, strays: Iterable[Element], label: Hashable) -> None:
         """Delete elements that read() found to belong to no whole admission."""

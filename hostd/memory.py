@@ -1,0 +1,124 @@
+# Owns: what hostd remembers across its own death: the replica and this host's endpoints, as journal records.
+# Touches: the journal it is given. A damaged or foreign record is dropped with a warning, never guessed at.
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgpack
+
+from slash32 import wire
+from slash32.model import EndpointKey
+from slash32.pack import WireError, pack_endpoint, unpack_endpoint, unpack_key
+from slash32.sync import Applied, Replica
+
+from .journal import Journal
+from .state import Carrier, Local, Locals, Phase
+
+log = logging.getLogger("slash32.hostd")
+
+_REPLICA, _DELTA, _LOCAL, _GONE, _BOOT = range(5)
+
+
+class Memory:
+    """`recall` once, then `changed` and `applied` as things happen, before the kernel is changed."""
+
+    def __init__(self, journal: Journal, boot: str) -> None:
+        """`boot`: the kernel's boot id; interface indexes mean nothing beyond it."""
+        self.journal = journal
+        self.boot = boot
+        self.replica = Replica()
+        self.locals = Locals({})
+        self.trouble = ""  # why the disk does not hold the last state, if it does not
+
+    def recall(self) -> None:
+        same_boot = False
+        for record in self.journal.load():
+            try:
+                kind, payload = msgpack.unpackb(record, strict_map_key=False)
+                if kind == _BOOT:
+                    same_boot = payload == self.boot
+                else:
+                    self._replay(kind, payload, same_boot)
+            except (WireError, ValueError, TypeError, KeyError) as error:
+                log.warning("%s: a record was dropped: %s", self.journal.path, error)
+        self.replica.lost()
+        self._rebase()
+
+    def changed(self, keys: set[EndpointKey]) -> None:
+        for key in sorted(keys):
+            local = self.locals.get(key)
+            self._append(_LOCAL if local else _GONE, _pack_local(local) if local else list(key))
+
+    def applied(self, batch: list[Applied], previous: int) -> None:
+        """`previous` is the revision on disk before the batch."""
+        if any(a.snapshot for a in batch):
+            self._rebase()
+            return
+        for outcome in batch:
+            changes = [piece for change in outcome.changes for piece in wire.encode_change(change)]
+            self._append(_DELTA, [previous, outcome.revision, b"".join(changes)])
+            previous = outcome.revision
+
+    def close(self) -> None:
+        self.journal.close()
+
+    def _replay(self, kind: int, payload: Any, same_boot: bool) -> None:
+        if kind == _REPLICA:
+            self.replica = Replica.load(payload)
+        elif kind == _DELTA:
+            self.replica.replay(*payload)
+        elif kind == _LOCAL:
+            self.locals.put(_unpack_local(payload, same_boot))
+        elif kind == _GONE:
+            self.locals.remove(unpack_key(payload))
+        else:
+            raise WireError(f"unknown record {kind!r}")
+
+    def _append(self, kind: int, payload: Any) -> None:
+        try:
+            if self.journal.full:
+                self._rebase()
+            else:
+                self.journal.append(msgpack.packb([kind, payload]))
+        except OSError as error:
+            self._failed(error)
+
+    def _rebase(self) -> None:
+        records = [[_BOOT, self.boot], [_REPLICA, self.replica.dump()]]
+        records += [[_LOCAL, _pack_local(local)] for local in self.locals]
+        try:
+            self.journal.rebase([msgpack.packb(record) for record in records])
+            self.trouble = ""
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """Enforcing goes on; the state on disk grows old, and status says so."""
+        if not self.trouble:
+            log.error("%s: %s: the last state is not kept", self.journal.path, error)
+        self.trouble = str(error)
+        self.journal.close()
+
+
+def _pack_local(local: Local) -> list[Any]:
+    return [
+        pack_endpoint(local.endpoint),
+        local.driver,
+        local.phase.value,
+        list(local.carrier) if local.carrier else None,
+        pack_endpoint(local.accepted) if local.accepted else None,
+    ]
+
+
+def _unpack_local(raw: Any, same_boot: bool) -> Local:
+    endpoint, driver, phase, carrier, accepted = raw
+    where = Carrier(*carrier) if carrier and same_boot else None
+    was = Phase(phase)
+    return Local(
+        unpack_endpoint(endpoint),
+        driver,
+        was if where or was is Phase.INCOMING else Phase.RESERVED,
+        where,
+        unpack_endpoint(accepted) if accepted else None,
+    )
