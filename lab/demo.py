@@ -206,7 +206,8 @@ class Demo:
         tag = re.search(r"<slash32:endpoint.*</slash32:endpoint>", xml, re.S)
         assert tag, name
         text = re.sub(r'key="role" value="\w+"', f'key="role" value="{role}"', tag[0])
-        text = re.sub(r"<!--.*?-->|xmlns:slash32=\S+?(?=>)|(?<=<)slash32:|(?<=</)slash32:|\n *", "", text, flags=re.S)
+        text = re.sub(r"<!--.*?-->|xmlns:slash32=\S+?(?=>)|(?<=</)slash32:|(?<=<)slash32:", "", text, flags=re.S)
+        text = re.sub(r"\s+(?=[<>])", "", text)
         words = ["--uri", "urn:slash32:domain:1", "--key", "slash32", "--live", "--config", "--set", text]
         product.virsh(self.guests[name].node, product.driver_of(xml), "metadata", name, *words)
 

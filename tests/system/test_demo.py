@@ -1,0 +1,114 @@
+"""The demo end to end, as users run it: its exit status, what it leaves behind, and that it can fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from test_lab import traces
+
+from lab import demo, product
+from lab.screen import Screen
+
+NAME = "tdemo"
+REPO = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "lab.demo", "--name", NAME]
+LAB_RACK = [sys.executable, str(REPO / "lab/rack"), "--name", NAME]
+LIMIT = 240.0
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a rack needs root")
+
+
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [
+        (signal.SIGINT, "1. A rack"),
+        (signal.SIGINT, "virsh define, virsh start"),
+        (signal.SIGTERM, "3. No policy"),
+        (signal.SIGINT, "kill -9: hostd"),
+        (signal.SIGKILL, "3. No policy"),
+    ],
+    ids=lambda value: re.sub(r"\W+", "-", str(getattr(value, "name", value))),
+)
+def test_an_interrupted_demo_leaves_nothing(how: signal.Signals, when: str) -> None:
+    process = subprocess.Popen(COMMAND, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    watchdog = threading.Timer(LIMIT, process.kill)
+    watchdog.start()
+    seen = ""
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            seen += line
+            if when in line:
+                assert traces(NAME)
+                process.send_signal(how)
+                break
+        rest = process.communicate()[0]
+    finally:
+        process.kill()
+        watchdog.cancel()
+    assert when in seen, seen
+    if how == signal.SIGKILL:  # nothing can clean up now; the next run does, see below
+        subprocess.run([*LAB_RACK, "down"], check=True, timeout=LIMIT)
+    else:
+        assert process.returncode == 130, seen + rest
+        assert "interrupted" in rest
+    assert traces(NAME) == []
+
+
+def test_the_demo() -> None:
+    """Kept, looked around in, and taken down."""
+    done = subprocess.run([*COMMAND, "--keep"], cwd=REPO, capture_output=True, text=True, timeout=LIMIT, check=False)
+    said = done.stdout
+    try:
+        assert done.returncode == 0, said + done.stderr
+        assert [line[0] for line in said.splitlines() if re.match(r"\d\. ", line)] == list("1234567")
+        assert re.search(r"revision \d+ live on 2 of 2 hosts in \d[\d.]* ms", said)
+        grids = re.findall(r"(\d+) of (\d+) as written in examples/\S+\.matrix", said)
+        assert [int(total) for _, total in grids] == [252, 252, 252, 336, 336, 336]
+        assert all(good == total for good, total in grids)
+        assert "\x1b" not in said
+        assert f"lab/rack --name {NAME} down" in said
+        listed = subprocess.run(
+            [*LAB_RACK, "exec", "h1", "--", "virsh", "list", "--name"], capture_output=True, text=True, check=True
+        )
+        assert listed.stdout.split() == ["web1"]
+    finally:
+        subprocess.run([*LAB_RACK, "down"], check=True, timeout=LIMIT)
+    assert traces(NAME) == []
+
+
+def test_a_wrong_cell_fails_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control: one expectation turned round, and nothing else, is found by the packets."""
+    shutil.copytree(REPO / "examples", tmp_path / "examples")
+    table = tmp_path / "examples/three-tier.matrix"
+    text = re.sub(r"^(app +db +no +no +)yes", r"\1no", table.read_text(), flags=re.M)
+    assert text != table.read_text()
+    table.write_text(text)
+    monkeypatch.setattr(demo, "EXAMPLES", tmp_path / "examples")
+    rack = product.new_rack(NAME)
+    try:
+        shown = demo.Demo(rack, Screen())
+        shown.one_rack()
+        shown.two_guests()
+        shown.three_closed()
+        shown.four_policy()
+    finally:
+        rack.down()
+    assert sorted(shown.wrong) == sorted(
+        f"{app} -> {db} tcp/5432 by IPv{family}: open, expected closed"
+        for app in ("app1", "app2")
+        for db in ("db1", "db2")
+        for family in (4, 6)
+    )
+    shown.seven_verdict()
+    assert "8 of 504 observations were not as expected" in capsys.readouterr().out
+
