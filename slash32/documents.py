@@ -1,4 +1,4 @@
-# Owns: YAML text -> documents (plain data with the file and line they came from). Pure, PyYAML's event stream only.
+# Owns: YAML text -> documents (plain data with the file and line they came from), and back. Pure.
 # Scalars follow YAML 1.2 (80:90 is text, not base 60; on and yes are text; no dates); the builder keeps its own stack
 # and counts what aliases expand to, so that no text costs more than its size.
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_NODES = 1_000_000  # scalars, lists and mappings of one file, aliases counte
 MAX_DEPTH = 32
 
 _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,60})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,30}|(0|[1-9][0-9]{0,30})(\.[0-9]{0,30})?)([eE][-+]?[0-9]{1,3})?")
 _WORDS: dict[str, object] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -88,6 +88,35 @@ def _roots(text: str, source: str) -> Iterator[_Built]:
         raise ResourceError(source, "", "not YAML: half of a surrogate pair is not a character") from None
 
 
+def plain(text: str) -> object:
+    """What a scalar without quotes is."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def dump_yaml(value: object) -> str:
+    """Text that `load_yaml` reads back as the same value."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return str(text).rstrip("\n")
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(plain(text), str) else "'"  # PyYAML quotes by YAML 1.1, which knows no 1e3
+    style = style if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _string)
+
+
 class _Builder:
     def __init__(self, source: str) -> None:
         self.source = source
@@ -152,13 +181,7 @@ class _Builder:
     def scalar(self, event: yaml.ScalarEvent, line: int) -> object:
         self.check_tag(event.tag, line)
         text: str = event.value
-        if not event.implicit[0]:  # quoted, a block, or !!str
-            return text
-        if text in _WORDS:
-            return _WORDS[text]
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        return float(text) if _FLOAT.fullmatch(text) else text
+        return plain(text) if event.implicit[0] else text  # else: quoted, a block, or !!str
 
     def check_tag(self, tag: str | None, line: int) -> None:
         if tag not in (None, "!", "tag:yaml.org,2002:str"):

@@ -8,8 +8,13 @@ def quoted(value: object, limit: int = QUOTE_LIMIT) -> str:
     """`value` as text in quotes: control characters escaped, cut at `limit` characters."""
     text = value if isinstance(value, str) else str(value)
     cut = text if len(text) <= limit else text[:limit] + "..."
-    escaped = "".join(_escaped(c) for c in cut)
+    escaped = printable(cut)
     return f"'{escaped}'" if '"' in escaped and "'" not in escaped else '"' + escaped.replace('"', '\\"') + '"'
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal obeys."""
+    return "".join(_escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:

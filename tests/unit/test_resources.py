@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slash32.documents import MAX_NODES, Document
+from slash32.documents import MAX_NODES, Document, dump_yaml
 from slash32.errors import ResourceError
 from slash32.model import Host
 from slash32.net import parse_address, parse_prefix
@@ -483,3 +483,17 @@ def test_any_text_is_documents_or_one_line(text: str) -> None:
         load_yaml(text, "f.yaml")
     except ResourceError as error:
         assert str(error).startswith("f.yaml") and str(error).isprintable()
+
+
+finite = json_values.filter(lambda v: "inf" not in repr(v) and "nan" not in repr(v))
+
+
+@given(st.dictionaries(st.text(max_size=9), finite))
+@settings(max_examples=300, deadline=None)
+def test_dumped_yaml_reads_back(value: dict[str, Any]) -> None:
+    try:
+        (document,) = load_yaml(dump_yaml(value), "f.yaml")
+    except ResourceError as error:
+        assert "surrogate" in str(error) or "List" in str(error)
+    else:
+        assert document.value == value and repr(document.value) == repr(value)

@@ -1,0 +1,282 @@
+# Owns: the command line: names, options, help, and what each command prints. Asking is client.py, looks are show.py.
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+import click
+from click.shell_completion import get_completion_class
+
+from slash32.errors import Slash32Error, printable
+from slash32.resources import KINDS
+
+from . import show, text
+from .client import CallError, Client
+from .files import Checked, check, check_text, duplicates, expand, is_xml
+from .waiting import Outcome, follow, terminal_progress
+
+SOCKET = "/run/slash32/dispatcher.sock"
+FILE_HELP = "A file, a directory, or - (standard input)."
+OUTPUT = click.option(
+    "-o", "--output", type=click.Choice(["table", "wide", "yaml", "json"]), default="table", show_default=True
+)
+
+
+class Failed(Slash32Error):
+    """A command that did its work and found something wrong: one line each on stderr, exit code 1."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+
+
+def with_files(command: Callable[..., None]) -> Callable[..., None]:
+    """`-f FILE` as often as wanted, and what a shell makes of `-f *.yaml`; the command gets `names`."""
+
+    @click.option("-f", "--file", "files", multiple=True, metavar="FILE", help=FILE_HELP, type=click.Path())
+    @click.argument("more", nargs=-1, metavar="[FILE]...", type=click.Path())
+    @functools.wraps(command)
+    def wrapped(*args: object, files: tuple[str, ...], more: tuple[str, ...], **options: object) -> None:
+        if not files:
+            raise click.UsageError("name the files with -f FILE (- is standard input)")
+        command(*args, names=[*files, *more], **options)
+
+    return wrapped
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    return [word for word in ("endpoints", *(k.plural for k in KINDS.values()), "gnp") if word.startswith(typed)]
+
+
+KIND = click.argument("kind", shell_complete=_kinds)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--socket", envvar="SLASH32_SOCKET", default=SOCKET, show_default=True, help="The dispatcher's API.")
+@click.pass_context
+def cli(context: click.Context, socket: str) -> None:
+    """Policy for the guests of a fleet of libvirt hosts.
+
+    \b
+    A first session:
+      slash32 status                               is everything connected and in sync?
+      slash32 get endpoints                        the guests that are known, with their labels
+      slash32 validate -f policy.yaml              check a file, offline
+      slash32 apply -f policy.yaml --dry-run       what would change?
+      slash32 apply -f policy.yaml --wait          change it; returns when it is in every kernel
+      slash32 describe endpoint web1               which policies apply to a guest
+      slash32 get gnp -o yaml > backup.yaml        everything, ready to be applied again
+
+    \b
+    Kinds: endpoints (ep), hosts, globalnetworkpolicies (gnp), profiles.
+    Exit codes: 0 done, 1 refused or failed, 2 usage.
+    """
+    context.obj = Client(socket)
+
+
+@cli.command(short_help="Create or change resources: all of them, or none.")
+@with_files
+@click.option("--wait", is_flag=True, help="Return when every host has it in its kernel.")
+@click.option("--timeout", type=click.FloatRange(0, 86400), default=60.0, show_default=True, help="Seconds for --wait.")
+@click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
+@click.pass_obj
+def apply(client: Client, names: list[str], wait: bool, timeout: float, dry_run: bool) -> None:
+    """Create or change resources from YAML or JSON: all of them, or none.
+
+    \b
+    Examples:
+      slash32 apply -f policy.yaml --wait
+      slash32 apply -f policies/ --dry-run
+      cat policy.yaml | slash32 apply -f -
+
+    One bad document of fifty changes nothing, and every bad one is listed. With --wait, exit code 1 names the hosts
+    that failed or did not answer in time; the change itself stands.
+    """
+    if wait and dry_run:
+        raise click.UsageError("--wait has nothing to wait for with --dry-run")
+    found = check(names)
+    if found.errors:
+        raise Failed([*found.errors, "nothing was applied"])
+    documents = [dict(document.value) for document in found.documents]
+    answer = client.post("apply", body={"documents": documents}, query=f"dry_run={int(dry_run)}")
+    for change in answer.get("changes", []):
+        note = " (dry run)" if dry_run else ""
+        click.echo(printable(f"{change['kind']} {change['name']} {change['change']}{note}"))
+    if wait:
+        _follow(client, int(answer["revision"]), timeout)
+    elif not dry_run:
+        click.echo(f"revision {answer['revision']}")
+
+
+def _follow(client: Client, revision: int, timeout: float) -> None:
+    progress = terminal_progress()
+    try:
+        result: Outcome = follow(client, revision, timeout, progress)
+    finally:
+        if progress:
+            progress("")
+    if not result.ok:
+        raise Failed(result.lines)
+    click.echo(result.lines[0])
+
+
+@cli.command(short_help="List resources, or one of them.")
+@KIND
+@click.argument("name", required=False)
+@OUTPUT
+@click.pass_obj
+def get(client: Client, kind: str, name: str | None, output: str) -> None:
+    """List resources, or one of them.
+
+    \b
+    Examples:
+      slash32 get endpoints
+      slash32 get hosts -o wide
+      slash32 get gnp allow-web -o yaml
+
+    KIND: endpoints (ep), hosts, globalnetworkpolicies (gnp), profiles. An endpoint's NAME is its domain, uuid, MAC or
+    address. Yaml and json of resources can be applied again.
+    """
+    click.echo(show.get(client, show.kind_word(kind), name, output))
+
+
+@cli.command(short_help="Everything about one resource.")
+@KIND
+@click.argument("name")
+@click.pass_obj
+def describe(client: Client, kind: str, name: str) -> None:
+    """Everything about one resource: for a guest, which policies apply; for a policy, to which guests.
+
+    \b
+    Examples:
+      slash32 describe endpoint web1
+      slash32 describe gnp allow-web
+      slash32 describe host h1
+    """
+    click.echo(show.describe(client, show.kind_word(kind), name))
+
+
+@cli.command(short_help="Delete resources.")
+@click.argument("target", nargs=-1, metavar="[KIND NAME | FILE...]")
+@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Delete what these name.", type=click.Path())
+@click.pass_obj
+def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...]) -> None:
+    """Delete a resource, or all that the given files name.
+
+    \b
+    Examples:
+      slash32 delete gnp allow-web
+      slash32 delete -f policy.yaml
+
+    Endpoints come from the hosts' libvirt and cannot be deleted here.
+    """
+    if files:
+        found = check([*files, *target])
+        if found.errors:
+            raise Failed([*found.errors, "nothing was deleted"])
+        wanted = [(str(d.value["kind"]), r.name) for d, r in zip(found.documents, found.resources, strict=True)]
+    elif len(target) == 2:
+        wanted = [(show.kind_word(target[0]), target[1])]
+    else:
+        raise click.UsageError("give KIND and NAME, or -f FILE")
+    if wanted[0][0] == "Endpoint":
+        raise click.UsageError("an endpoint goes when its guest stops or loses its tag (virsh metadata)")
+    _delete(client, wanted)
+
+
+def _delete(client: Client, wanted: Sequence[tuple[str, str]]) -> None:
+    errors: list[str] = []
+    for kind, name in wanted:
+        try:
+            answer = client.delete("resources", kind, name)
+        except CallError as error:
+            if not error.status:
+                raise
+            errors += error.lines
+        else:
+            click.echo(printable(f"{kind} {name} deleted (revision {answer.get('revision')})"))
+    if errors:
+        raise Failed(errors)
+
+
+@cli.command(short_help="Is everything connected and in sync?")
+@OUTPUT
+@click.pass_obj
+def status(client: Client, output: str) -> None:
+    """Is the dispatcher well, and are the hosts connected and in sync?"""
+    click.echo(show.status(client, output))
+
+
+@cli.command(short_help="Check files, offline.")
+@with_files
+def validate(names: list[str]) -> None:
+    """Check files without any dispatcher: resources (YAML, JSON) and tagged domains (libvirt XML).
+
+    \b
+    Examples:
+      slash32 validate -f policy.yaml
+      slash32 validate -f web1.xml
+      virsh dumpxml web1 | slash32 validate -f -
+    """
+    found = Checked()
+    for name, content in expand(names):
+        if isinstance(content, str):
+            found.errors.append(f"{name}: {content}")
+        elif is_xml(content):
+            found.errors += _validate_domain(name, content)
+        else:
+            documents, errors = len(found.documents), len(found.errors)
+            check_text(name, content, found)
+            if len(found.errors) == errors:
+                click.echo(f"{name}: {text.count(len(found.documents) - documents, 'document')}, valid")
+    found.errors += duplicates(found)
+    if found.errors:
+        raise Failed(found.errors)
+
+
+def _validate_domain(name: str, xml: bytes) -> list[str]:
+    from slash32.tag import TagError, parse_domain  # lxml only where XML is read
+
+    start = re.search(rb"<domain\b[^>]*>", xml[:4096])
+    driver = "lxc" if start and re.search(rb"""type\s*=\s*["']lxc["']""", start[0]) else "qemu"
+    if start and b"<uuid>" not in xml:  # written by hand: libvirt gives it one at define
+        uuid = b"<uuid>00000000-0000-0000-0000-000000000000</uuid>"
+        xml = xml[: start.end()] + uuid + xml[start.end() :]
+    try:
+        domain = parse_domain(xml, driver)
+    except TagError as error:
+        return [f"{name}: {printable(str(error))}"]
+    tagged = text.count(len(domain.endpoints), "endpoint") if domain.tagged else "no slash32 tag: it is left alone"
+    click.echo(f"{name}: domain {printable(domain.name)}: {tagged}, valid")
+    return []
+
+
+@cli.command(short_help="Let hosts take this dispatcher's state.")
+@click.argument("hosts", nargs=-1, metavar="[HOST]...")
+@click.option("--all", "everyone", is_flag=True, help="Every host that waits.")
+@click.pass_obj
+def adopt(client: Client, hosts: tuple[str, ...], everyone: bool) -> None:
+    """Let hosts that are in sync with another dispatcher's state (or an older one) take this dispatcher's.
+
+    \b
+    Examples:
+      slash32 adopt h1 h2
+      slash32 adopt --all
+    """
+    if bool(hosts) is everyone:
+        raise click.UsageError("name the hosts, or give --all")
+    answer = client.post("adopt", body={"all": True} if everyone else {"hosts": list(hosts)})
+    adopted = answer.get("adopted", list(hosts))
+    listed = [str(name) for name in adopted] if isinstance(adopted, list) else []
+    click.echo(f"adopted: {text.names(listed, 1000) or 'no host waits'}")
+
+
+@cli.command(short_help="Print a shell completion script.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the shell's completion script: eval "$(slash32 completion bash)"."""
+    found = get_completion_class(shell)
+    if found is None:
+        raise Slash32Error(f"no completion for {shell}")
+    script = found(cli, {}, "slash32", "_SLASH32_COMPLETE")
+    click.echo(script.source_template % script.source_vars())  # .source() would run the shell to learn its version

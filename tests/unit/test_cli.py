@@ -1,0 +1,379 @@
+# The command line against a small real HTTP server on a Unix socket: what it asks, prints and exits with.
+from __future__ import annotations
+
+import io
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from slash32.cli.__main__ import main
+from slash32.cli.client import Client
+from slash32.cli.waiting import follow
+from slash32.documents import load_yaml
+from slash32.resources import decode, encode
+
+POLICY = """\
+apiVersion: slash32/v1
+kind: GlobalNetworkPolicy
+metadata: {name: allow-web}
+spec:
+  order: 10
+  selector: role == 'web'
+  ingress:
+  - {action: Allow, protocol: TCP, destination: {ports: [80]}}
+"""
+PROFILE = "apiVersion: slash32/v1\nkind: Profile\nmetadata: {name: default}\nspec: {labelsToApply: {zone: 1e3x}}\n"
+HOST = "apiVersion: slash32/v1\nkind: Host\nmetadata: {name: h1}\nspec: {labels: {env: ['1e3', 'on', '80:59']}}\n"
+WEB1 = {
+    "domain": "web1", "uuid": "6f1b0c9e-0000-4000-8000-000000000001", "mac": "52:54:00:00:00:02", "host": "h1",
+    "addresses": ["10.65.0.2"], "labels": {"role": "web"}, "profiles": ["default"], "shared": [], "prefixes": [],
+    "state": "live",
+}  # fmt: skip
+EVIL = {**WEB1, "domain": "e\x1b[31m\nvil", "labels": {}, "profiles": [], "addresses": []}
+
+Answer = tuple[int, Any]
+
+
+class Dispatcher:
+    """Answers from a table; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.answers: dict[tuple[str, str], Answer | list[Answer]] = {}
+
+    def answer(self, method: str, path: str, body: Any) -> Answer:
+        self.asked.append((method, path, body))
+        found = self.answers.get((method, urlsplit(path).path), (404, {"errors": [f"{unquote(path)}: there is none"]}))
+        if isinstance(found, list):
+            return found.pop(0) if len(found) > 1 else found[0]
+        return found
+
+
+class Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def dispatcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dispatcher]:
+    fake = Dispatcher()
+
+    class Handler(BaseHTTPRequestHandler):
+        def serve(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, answer = fake.answer(self.command, self.path, json.loads(content) if content else None)
+            payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        do_GET = do_POST = do_DELETE = serve
+
+        def address_string(self) -> str:
+            return "unix"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with Server(str(tmp_path / "api.sock"), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("SLASH32_SOCKET", str(tmp_path / "api.sock"))
+        yield fake
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def policy_file(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+Run = Callable[..., tuple[int, str, str]]
+CHANGED = {"revision": 3, "changes": [{"kind": "GlobalNetworkPolicy", "name": "allow-web", "change": "created"}]}
+
+
+def revision(**state: Any) -> Answer:
+    whole = {"revision": 3, "live": 2, "hosts": 2, "pending": [], "failed": {}, "milliseconds": 11.2, "done": True}
+    return 200, {**whole, **state}
+
+
+def stored(text: str) -> Any:
+    return encode(decode(load_yaml(text, "f")[0]))
+
+
+def test_apply(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    assert run("apply", "-f", policy_file) == (0, "GlobalNetworkPolicy allow-web created\nrevision 3\n", "")
+    method, path, body = dispatcher.asked[0]
+    assert (method, path) == ("POST", "/v1/apply?dry_run=0")
+    assert [decode(d).name for d in body["documents"]] == ["allow-web"]
+
+
+def test_dry_run(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    code, out, _ = run("apply", "-f", policy_file, "--dry-run")
+    assert (code, out) == (0, "GlobalNetworkPolicy allow-web created (dry run)\n")
+    assert dispatcher.asked[0][1] == "/v1/apply?dry_run=1"
+
+
+def test_apply_wait_follows_until_done(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    dispatcher.answers["GET", "/v1/revisions/3"] = [
+        revision(live=0, pending=["h1", "h2"], done=False),
+        revision(live=1, pending=["h2"], done=False),
+        revision(),
+    ]
+    code, out, err = run("apply", "-f", policy_file, "--wait")
+    assert (code, err) == (0, "")
+    assert out == "GlobalNetworkPolicy allow-web created\nrevision 3 live on 2 of 2 hosts in 11 ms\n"
+
+
+def test_apply_wait_names_the_hosts_that_failed(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    dispatcher.answers["GET", "/v1/revisions/3"] = revision(live=1, failed={"h2": "kernel: no\nspace"})
+    code, out, err = run("apply", "-f", policy_file, "--wait")
+    assert code == 1 and "in 11 ms" not in out
+    assert err == "revision 3 live on 1 of 2 hosts\nhost h2 failed: kernel: no\\nspace\n"
+
+
+def test_apply_wait_times_out(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    dispatcher.answers["GET", "/v1/revisions/3"] = revision(live=1, pending=["h2"], done=False)
+    code, _, err = run("apply", "-f", policy_file, "--wait", "--timeout", "0")
+    assert (code, err) == (1, "revision 3 live on 1 of 2 hosts after 0 s; still waiting for h2\n")
+
+
+def test_progress_is_shown_when_it_changes(dispatcher: Dispatcher, tmp_path: Path) -> None:
+    waiting = revision(live=1, hosts=3, pending=["h2", "h3"], done=False)
+    dispatcher.answers["GET", "/v1/revisions/3"] = [waiting, waiting, revision(live=3, hosts=3, milliseconds=12345)]
+    shown: list[str] = []
+    outcome = follow(Client(str(tmp_path / "api.sock")), 3, 60, shown.append)
+    assert shown == ["revision 3 live on 1 of 3 hosts, waiting for h2, h3"]
+    assert outcome.ok and outcome.lines == ["revision 3 live on 3 of 3 hosts in 12.3 s"]
+
+
+def test_one_bad_document_sends_nothing_and_every_bad_one_is_listed(
+    dispatcher: Dispatcher, run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text("---\n".join([POLICY, POLICY.replace("80", "70000").replace("-web", "-x"), "kind: Pod\n", PROFILE]))
+    code, out, err = run("apply", "-f", path)
+    assert (code, out, dispatcher.asked) == (1, "", [])
+    first, second, last = err.splitlines()
+    where = "many.yaml:10: GlobalNetworkPolicy allow-x: spec.ingress[0].destination.ports[0]"
+    assert first.endswith(f"{where}: 70000 is not a port: give 1..65535")
+    assert second.endswith("many.yaml:19: document: apiVersion is missing") and last == "nothing was applied"
+
+
+def test_refusals_of_the_dispatcher_are_printed_one_a_line(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (400, {"errors": ["Profile x: in use", "Host y: a\x1b]0;bad"]})
+    code, out, err = run("apply", "-f", policy_file)
+    assert (code, out, err) == (1, "", "Profile x: in use\nHost y: a\\x1b]0;bad\n")
+
+
+def test_files_directories_and_stdin(
+    dispatcher: Dispatcher, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, {"revision": 4, "changes": []})
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "b.yml").write_text(HOST)
+    (folder / "a.json").write_text(json.dumps(stored(PROFILE)))
+    (folder / "notes.txt").write_text("not: [yaml")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(POLICY.encode())))
+    assert run("apply", "-f", folder, "-f", "-")[0] == 0
+    assert [d["kind"] for d in dispatcher.asked[0][2]["documents"]] == ["Profile", "Host", "GlobalNetworkPolicy"]
+    assert run("apply", "-f", folder / "b.yml", folder / "a.json")[0] == 0
+    assert len(dispatcher.asked[1][2]["documents"]) == 2
+
+
+def test_unusable_files(dispatcher: Dispatcher, run: Run, tmp_path: Path, policy_file: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.yaml").write_text("# nothing\n")
+    (tmp_path / "latin.yaml").write_bytes(b"a: 1\nb: \xe9\n")
+    (tmp_path / "again.yaml").write_text(POLICY)
+    for names, line in [
+        (["no.yaml"], "no.yaml: No such file or directory"),
+        (["empty"], "empty: holds no .yaml"),
+        (["blank.yaml"], "blank.yaml: holds no document"),
+        (["latin.yaml"], "latin.yaml:2: not UTF-8 text"),
+        (["policy.yaml", "again.yaml"], "again.yaml:1: GlobalNetworkPolicy allow-web: given before, at "),
+    ]:
+        for command in ("apply", "validate", "delete"):
+            code, _, err = run(command, "-f", *[tmp_path / n for n in names])
+            assert code == 1 and line in err, command
+    assert dispatcher.asked == []
+
+
+def test_get_endpoints(dispatcher: Dispatcher, run: Run) -> None:
+    dispatcher.answers["GET", "/v1/endpoints"] = (200, {"items": [WEB1, EVIL]})
+    code, out, _ = run("get", "endpoints")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["DOMAIN", "HOST", "ADDRESSES", "LABELS", "STATE"],
+        ["e\\x1b[31m\\nvil", "h1", "-", "-", "live"],
+        ["web1", "h1", "10.65.0.2", "role=web", "live"],
+    ]
+    assert "52:54:00:00:00:02" in run("get", "ep", "web1", "-o", "wide")[1]
+    assert json.loads(run("get", "ep", "10.65.0.2", "-o", "json")[1]) == WEB1
+    assert run("get", "ep", "nope")[::2] == (1, 'Endpoint "nope": there is none\n')
+
+
+def test_get_resources_as_table_and_as_documents_that_apply_again(dispatcher: Dispatcher, run: Run) -> None:
+    for kind, text in (("GlobalNetworkPolicy", POLICY), ("Profile", PROFILE), ("Host", HOST)):
+        dispatcher.answers["GET", f"/v1/resources/{kind}"] = (200, {"items": [stored(text)]})
+        dispatcher.answers["GET", f"/v1/resources/{kind}/x"] = (200, stored(text))
+        for output in ("yaml", "json"):
+            code, out, _ = run("get", kind, "-o", output)
+            assert code == 0
+            assert [decode(d) for d in load_yaml(out, "out")] == [decode(stored(text))]
+            assert decode(load_yaml(run("get", kind, "x", "-o", output)[1], "out")[0]) == decode(stored(text))
+    out = run("get", "gnp")[1]
+    assert out.splitlines()[1].split() == ["allow-web", "10", "role", "==", '"web"', "Ingress"]
+    assert "INGRESS-RULES" in run("get", "gnp", "-o", "wide")[1]
+    assert "zone=1e3x" in run("get", "profiles")[1]
+
+
+def test_get_hosts(dispatcher: Dispatcher, run: Run) -> None:
+    h1 = {"name": "h1", "connected": True, "revision": 3, "in_sync": True, "addresses": ["192.0.2.1"], "failures": []}
+    h2 = {**h1, "name": "h2", "connected": False, "in_sync": False, "revision": None, "failures": {"tap": "no"}}
+    dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": [h2, h1]})
+    out = run("get", "hosts", "-o", "wide")[1]
+    assert [line.split() for line in out.splitlines()] == [
+        ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES", "FAILURES"],
+        ["h1", "yes", "3", "yes", "192.0.2.1", "-"],
+        ["h2", "no", "-", "no", "192.0.2.1", "tap:", "no"],
+    ]
+    dispatcher.answers["GET", "/v1/status"] = (200, {"epoch": "e", "revision": 3, "store": {"kind": "sqlite"}})
+    out = run("status")[1]
+    assert "connected:" in out and "1 of 2 hosts" in out and "kind=sqlite" in out
+    assert "not connected:" in out and "h2" in out
+    assert json.loads(run("status", "-o", "json")[1])["hosts"] == [h2, h1]
+
+
+def test_describe(dispatcher: Dispatcher, run: Run) -> None:
+    dispatcher.answers["GET", "/v1/endpoints"] = (200, {"items": [WEB1, EVIL]})
+    dispatcher.answers["GET", "/v1/resources/GlobalNetworkPolicy"] = (200, {"items": [stored(POLICY)]})
+    dispatcher.answers["GET", "/v1/resources/GlobalNetworkPolicy/allow-web"] = (200, stored(POLICY))
+    dispatcher.answers["GET", "/v1/resources/Profile"] = (200, {"items": [stored(PROFILE)]})
+    dispatcher.answers["GET", "/v1/resources/Profile/default"] = (200, stored(PROFILE))
+    lines = dict(line.split(":", 1) for line in run("describe", "endpoint", "web1")[1].splitlines())
+    assert lines["ingress"].strip() == "allow-web"
+    assert lines["egress"].strip() == "profiles default"
+    assert lines["labels"].strip() == "role=web,zone=1e3x"
+    out = run("describe", "gnp", "allow-web")[1]
+    assert "1 endpoint\n" in out and "web1" in out and "evil" not in out
+    assert "web1" in run("describe", "profile", "default")[1]
+    code, _, err = run("describe", "gnp", "nope")
+    assert (code, err) == (1, "/v1/resources/GlobalNetworkPolicy/nope: there is none\n")
+
+
+def test_delete(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["DELETE", "/v1/resources/GlobalNetworkPolicy/allow-web"] = (200, {"revision": 5})
+    assert run("delete", "gnp", "allow-web")[:2] == (0, "GlobalNetworkPolicy allow-web deleted (revision 5)\n")
+    assert run("delete", "-f", policy_file)[0] == 0
+    policy_file.write_text(f"{POLICY}---\n{PROFILE}")
+    code, out, err = run("delete", "-f", policy_file)
+    assert code == 1 and "allow-web deleted" in out and "Profile/default: there is none" in err
+    assert run("delete", "gnp", "a/b c")[2] == "/v1/resources/GlobalNetworkPolicy/a/b c: there is none\n"
+    assert dispatcher.asked[-1][1] == "/v1/resources/GlobalNetworkPolicy/a%2Fb%20c"
+    assert run("delete", "endpoint", "web1")[0] == 2
+
+
+def test_adopt(dispatcher: Dispatcher, run: Run) -> None:
+    dispatcher.answers["POST", "/v1/adopt"] = (200, {"adopted": ["h1"]})
+    assert run("adopt", "h1")[:2] == (0, "adopted: h1\n")
+    assert run("adopt", "--all")[0] == 0
+    assert [body for _, _, body in dispatcher.asked] == [{"hosts": ["h1"]}, {"all": True}]
+    assert run("adopt")[0] == run("adopt", "h1", "--all")[0] == 2
+
+
+def test_validate_needs_no_dispatcher(run: Run, tmp_path: Path, policy_file: Path) -> None:
+    domain = (
+        "<domain type='kvm'><name>web1</name><metadata>"
+        "<s:endpoint xmlns:s='urn:slash32:domain:1'><s:label key='role' value='web'/>"
+        "<s:interface mac='52:54:00:00:00:02'><s:address>{}</s:address></s:interface></s:endpoint></metadata>"
+        "<devices><interface type='ethernet'><mac address='52:54:00:00:00:02'/></interface></devices></domain>"
+    )
+    good, bad = tmp_path / "good.xml", tmp_path / "bad.xml"
+    good.write_text(domain.format("10.65.0.2"))
+    bad.write_text(domain.format("10.65.0.256"))
+    code, out, err = run("--socket", "/nonexistent", "validate", "-f", policy_file, good)
+    assert (code, err) == (0, "")
+    assert "policy.yaml: 1 document, valid" in out and "good.xml: domain web1: 1 endpoint, valid" in out
+    code, _, err = run("validate", "-f", bad)
+    assert code == 1 and "10.65.0.256" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["bogus"],
+        ["get"],
+        ["get", "pods"],
+        ["get", "gnp", "-o", "xml"],
+        ["apply"],
+        ["apply", "-f", "x", "--wait", "--dry-run"],
+        ["apply", "-f", "x", "--timeout", "soon"],
+        ["delete"],
+        ["delete", "gnp"],
+        ["completion", "tcsh"],
+    ],
+)
+def test_usage_errors_exit_2(run: Run, arguments: list[str]) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2 or (code == 0 and not arguments)  # nothing at all: the help
+    assert "Traceback" not in err
+
+
+def test_help_teaches_and_documents_exit_codes(run: Run) -> None:
+    out = run("--help")[1]
+    assert "slash32 apply -f policy.yaml --wait" in out and "Exit codes: 0 done, 1 refused or failed, 2 usage." in out
+    for command in ("apply", "get", "describe", "delete", "validate", "adopt"):
+        assert "Examples:" in run(command, "--help")[1]
+
+
+def test_completion(run: Run) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = run("completion", shell)
+        assert code == 0 and "_SLASH32_COMPLETE" in out
+
+
+def test_no_dispatcher_is_one_line(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.sock"
+    dead = tmp_path / "dead.sock"
+    with Server(str(dead), BaseHTTPRequestHandler):
+        pass  # bound once, nobody listens now
+    for path, why in ((missing, "there is no such socket"), (dead, "nobody listens there")):
+        code, out, err = run("--socket", path, "status")
+        assert (code, out, len(err.splitlines())) == (1, "", 1)
+        assert why in err and str(path) in err and "slash32-dispatcher" in err
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"", b"[" * 100_000, {"items": 3}, {"items": ["x"]}, {}])
+def test_an_odd_answer_is_one_line(dispatcher: Dispatcher, run: Run, answer: Any) -> None:
+    dispatcher.answers["GET", "/v1/endpoints"] = (200, answer)
+    code, _, err = run("get", "endpoints")
+    assert code == 1 and len(err.splitlines()) == 1
