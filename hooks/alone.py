@@ -1,13 +1,13 @@
 # Owns: what the hook decides by itself about a tagged guest when hostd is dead or silent. Loaded only then; standard
-# library only; reads three small files, writes nothing.
+# library only; reads hostd's configuration, writes nothing.
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from pyexpat import ParserCreate, error
 
 NAMESPACE = "urn:slash32:domain:1"
-REFUSE = Path("/etc/slash32/refuse-when-down")  # exists: on_hostd_down = refuse
-PREFIXES = Path("/var/lib/slash32/guard-prefixes")  # one tap name prefix a line, written by hostd
+CONFIG = Path("/etc/slash32/hostd.toml")
 DEFAULT_PREFIXES = ("vnet",)
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 256
@@ -65,12 +65,15 @@ class _Reader:
             self.name += data
 
 
-def _prefixes() -> tuple[str, ...]:
+def _settings() -> tuple[tuple[str, ...], bool]:
+    """guard_prefixes, and whether on_hostd_down says refuse. A file that hostd would not take counts as empty."""
     try:
-        lines = PREFIXES.read_text("utf-8", "replace").split()
-    except FileNotFoundError:
-        return DEFAULT_PREFIXES
-    return tuple(lines) or DEFAULT_PREFIXES
+        raw = tomllib.loads(CONFIG.read_text("utf-8"))
+    except (OSError, ValueError):
+        raw = {}
+    listed = raw.get("guard_prefixes")
+    prefixes = tuple(p for p in listed if isinstance(p, str) and p) if isinstance(listed, list) else ()
+    return prefixes or DEFAULT_PREFIXES, raw.get("on_hostd_down") == "refuse"
 
 
 def judge(xml: bytes, why: str) -> tuple[int, str]:
@@ -85,7 +88,7 @@ def judge(xml: bytes, why: str) -> tuple[int, str]:
     if not reader.tagged:
         return 0, "slash32-hostd does not answer, but this guest has no tag"
     name = f"domain {reader.name[:200]!r}"
-    prefixes = _prefixes()
+    prefixes, refuse = _settings()
     for nic in reader.nics:
         dev = nic.get("dev", "")
         if dev and not dev.startswith(prefixes):
@@ -93,6 +96,6 @@ def judge(xml: bytes, why: str) -> tuple[int, str]:
                 f"{name}: interface {nic.get('mac', '')[:40]!r}: target dev {dev[:40]!r} lies outside the guard's "
                 f"prefixes ({', '.join(prefixes)[:200]}): the guest would escape the guard; remove the <target dev>"
             )
-    if REFUSE.exists():
-        return 1, f"{name}: slash32-hostd does not answer ({why}) and {REFUSE} says refuse; start slash32-hostd"
+    if refuse:
+        return 1, f"{name}: slash32-hostd does not answer ({why}), and on_hostd_down = refuse; start slash32-hostd"
     return 0, f"{name}: slash32-hostd does not answer ({why}): the guest starts isolated until it is back"

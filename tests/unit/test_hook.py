@@ -79,8 +79,7 @@ class Installed:
             script.chmod(0o755)
         (self.code / "hooks").mkdir(parents=True)
         text = (REPO / "hooks/alone.py").read_text()
-        text = replaced(text, '"/etc/slash32/refuse-when-down"', repr(str(self.root / "refuse")))
-        text = replaced(text, '"/var/lib/slash32/guard-prefixes"', repr(str(self.root / "prefixes")))
+        text = replaced(text, '"/etc/slash32/hostd.toml"', repr(str(self.root / "hostd.toml")))
         (self.code / "hooks/alone.py").write_text(text)
 
     def script(self, driver: str) -> Path:
@@ -218,17 +217,27 @@ def test_down_refuses_nothing_else(hook: Installed, xml: bytes) -> None:
 
 
 def test_guard_prefixes_are_read(hook: Installed) -> None:
-    (hook.root / "prefixes").write_text("vnet\ntap\n")
+    (hook.root / "hostd.toml").write_text('guard_prefixes = ["vnet", "tap"]\n')
     assert hook.run("prepare", domain("tap0")).returncode == 0
     assert b"(vnet, tap)" in hook.run("prepare", domain("eth0")).stderr
 
 
 def test_operator_says_refuse_when_down(hook: Installed) -> None:
-    (hook.root / "refuse").touch()
+    (hook.root / "hostd.toml").write_text('on_hostd_down = "refuse"\n')
     done = hook.run("prepare", domain())
     assert done.returncode == 1 and b"start slash32-hostd" in done.stderr
     assert hook.run("prepare", domain(tag=False)).returncode == 0
     assert hook.run("reconnect", domain()).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "=", "\xff", "guard_prefixes = 7", "guard_prefixes = []", "guard_prefixes = ['', 3]", "on_hostd_down = 1"],
+)
+def test_a_configuration_that_hostd_would_not_take_counts_as_empty(hook: Installed, text: str) -> None:
+    (hook.root / "hostd.toml").write_text(text, "latin-1")
+    assert b"(vnet)" in hook.run("prepare", domain("tap0")).stderr
+    assert hook.run("prepare", domain()).returncode == 0
 
 
 def test_removed_package_lets_everything_pass(hook: Installed) -> None:
