@@ -1,0 +1,280 @@
+# The .debs on a real hypervisor: installed beside running guests, upgraded, removed, purged. One node; the tests follow
+# each other like an operator's days.
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import access, domains
+from lab.node import Node
+from lab.process import CommandError
+from lab.rack import Rack
+
+REPO = Path(__file__).parents[2]
+FULL = os.environ.get("SLASH32_COUNTS") == "full"
+OTHER = "nft add table inet other; nft add chain inet other c; nft add rule inet other c counter"
+RULES = "nft -a list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'"
+OLD, NEW = "10.65.0.50", "10.65.0.51"
+HOOKS = ("/etc/libvirt/hooks/qemu.d/50-slash32", "/etc/libvirt/hooks/lxc.d/50-slash32")
+UNITS = ("slash32-guard", "slash32-hostd", "slash32-dispatcher")
+TAGGED = b"<domain><metadata><endpoint xmlns='urn:slash32:domain:1'/></metadata></domain>".decode()
+# What differs between two looks at an idle Debian, too.
+LIVELY = r"-path /var/cache -o -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/lib/libvirt"
+NOISE = r"-name __pycache__ -o -name random-seed -o -name credential.secret -o -name timesync -o -name '*-' -o -name .pwd*"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a rack needs root")
+
+
+def build(*arguments: str, tree: Path = REPO) -> list[Path]:
+    done = subprocess.run([tree / "packaging/deb/build", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [Path(line) for line in done.stdout.splitlines() if line.endswith(".deb")]
+
+
+@pytest.fixture(scope="module")
+def debs() -> list[Path]:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The next release, in which the shipped hostd.toml has changed."""
+    tree = tmp_path_factory.mktemp("newer")
+    hidden = shutil.ignore_patterns(".*", "dist", "tests", "lab", "__pycache__")
+    shutil.copytree(REPO, tree, ignore=hidden, dirs_exist_ok=True)
+    with (tree / "packaging/deb/debian/system/hostd.toml").open("a") as file:
+        file.write("\n# A new remark.\n")
+    return build("--version", "99.0", tree=tree)
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"] if FULL else ["bookworm"])
+def rack(request: pytest.FixtureRequest) -> Iterator[Rack]:
+    with Rack("tpkg", hosts=1, suite=request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node(rack: Rack) -> Node:
+    return rack.node("h1")
+
+
+@pytest.fixture(scope="module")
+def before(node: Node) -> dict[str, str]:
+    """The host before us: foreign tables and routes, an untagged guest that can be reached, libvirtd with no hooks."""
+    node.sh(OTHER)
+    node.sh("ip route add 10.77.0.0/24 dev lo proto static; ip -6 route add fd77::/64 dev lo proto static")
+    start_guest(node, "old1", "52:54:00:00:00:50", OLD)
+    assert reaches(node, OLD)
+    return look(node) | {"pid": main_pid(node, "libvirtd")}
+
+
+def start_guest(node: Node, name: str, mac: str, address: str, tag: bool | str = False) -> str:
+    """An LXC guest, with a route to it by hand; the name of its interface."""
+    node.write(f"/root/{name}.xml", domains.lxc_domain(name, mac=mac, addr4=address, tag=tag))
+    node.run(["virsh", "-c", "lxc:///", "create", f"/root/{name}.xml"])
+    access.wait_guest(node, name)
+    tap = node.sh(f"virsh -c lxc:/// -q domiflist {name} | awk '{{print $1}}'").strip()
+    node.sh(f"ip address add 169.254.1.1/32 dev {tap}; ip route replace {address}/32 dev {tap}")
+    return tap
+
+
+def reaches(node: Node, address: str) -> bool:
+    return node.run(["ping", "-c1", "-W1", address], check=False).returncode == 0
+
+
+def main_pid(node: Node, unit: str) -> str:
+    return node.sh(f"systemctl show -P MainPID {unit}").strip()
+
+
+def look(node: Node) -> dict[str, str]:
+    """What others may notice of us: files, their text in /etc, users, tables, routes, links, units."""
+    return {
+        "files": node.sh(f"find /etc /usr /var \\( {LIVELY} -o {NOISE} \\) -prune -o -printf '%p %y %m %U\\n' | sort"),
+        "etc": node.sh(f"find /etc \\( {NOISE} \\) -prune -o -type f -print0 | sort -z | xargs -0 md5sum"),
+        "ours in dpkg": node.sh("ls /var/lib/dpkg/info /var/lib/systemd/deb-systemd-helper* | grep slash32 || :"),
+        "packages": node.sh("dpkg-query -W -f '${Package} ${Status}\\n'"),
+        "users": node.sh("getent passwd; getent group"),
+        "tables": node.sh("nft list ruleset"),
+        "routes": node.sh("ip route show table all; ip -6 route show table all | grep -v fe80 | sort"),
+        "groups": node.sh("ip -o link | sed 's/.*: \\([^:]*\\): .* \\(group [^ ]*\\) .*/\\1 \\2/'"),
+        "failed": node.sh("systemctl --failed --plain --no-legend"),
+    }
+
+
+def differs(now: dict[str, str], then: dict[str, str]) -> dict[str, set[str]]:
+    pairs = ((key, set(now[key].splitlines()) ^ set(then[key].splitlines())) for key in now)
+    return {key: lines for key, lines in pairs if lines}
+
+
+def wait_for(node: Node, condition: str, seconds: float = 10) -> None:
+    """Until the shell CONDITION holds on the node."""
+    until = time.monotonic() + seconds
+    while node.run(["sh", "-c", condition], check=False).returncode:
+        assert time.monotonic() < until, f"never: {condition}\n{node.journal('slash32-*', 30)}"
+        time.sleep(0.02)
+
+
+def answers(node: Node) -> list[int]:
+    """The exit codes of both hooks for a tagged domain."""
+    return [node.run([hook, "g", "prepare", "begin", "-"], check=False, input=TAGGED).returncode for hook in HOOKS]
+
+
+def test_install(rack: Rack, node: Node, before: dict[str, str], debs: list[Path]) -> None:
+    rack.install(debs)
+    assert main_pid(node, "libvirtd") == before["pid"], "libvirtd was restarted"
+    for unit in UNITS:
+        assert node.sh(f"systemctl is-enabled {unit}; systemctl is-active {unit}").split() == ["enabled", "active"]
+    for unit in UNITS[1:]:
+        assert node.sh(f"systemctl show -P Type -P SubState {unit}").split() == ["notify", "running"]
+    assert node.sh("systemctl is-system-running").strip() == "running"
+
+
+def test_nothing_of_others_was_touched(node: Node, before: dict[str, str]) -> None:
+    now = look(node)
+    for key in ("tables", "routes", "users", "etc", "files"):
+        gone = set(before[key].splitlines()) - set(now[key].splitlines())
+        assert not {line for line in gone if "/etc/passwd" not in line and not shadowed(line)}, key
+
+
+def shadowed(line: str) -> bool:
+    """Files that a new user changes, folders' times aside."""
+    return any(name in line for name in ("/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/ld.so.cache"))
+
+
+def test_files_and_modes(node: Node) -> None:
+    modes = {
+        "/etc/slash32": "755 root",
+        "/etc/slash32/hostd.toml": "644 root",
+        "/etc/slash32/dispatcher.toml": "644 root",
+        HOOKS[0]: "755 root",
+        HOOKS[1]: "755 root",
+        "/etc/iproute2/rt_protos.d/slash32.conf": "644 root",
+        "/var/lib/slash32-dispatcher": "700 slash32",
+        "/run/slash32": "755 root",
+    }
+    said = node.sh(f"stat -c '%n:%a %U' {' '.join(modes)}")
+    assert dict(line.split(":") for line in said.splitlines()) == modes
+    secrets = node.sh("find /var/lib/slash32 /var/lib/slash32-dispatcher -name '*key*' -perm /077").split()
+    assert secrets == []
+    node.sh("ip route add 10.78.0.0/24 dev lo proto 132")
+    assert "proto slash32" in node.sh("ip route show 10.78.0.0/24; ip route del 10.78.0.0/24 proto 132")
+    assert node.sh("ls /usr/share/slash32/*/__pycache__").count(".pyc") > 10, "compiled when it was configured"
+
+
+def test_the_units_are_sound_and_confined(node: Node) -> None:
+    units = [f"{unit}.service" for unit in (*UNITS, "nftables")]
+    said = node.run(["systemd-analyze", "verify", "--man=no", *units])
+    assert said.stderr.strip() == "" == said.stdout.strip()
+    for unit in UNITS[1:]:
+        inside = ["nsenter", "-t", main_pid(node, unit), "-m", "touch", "/usr/x"]
+        assert "Read-only" in node.run(inside, check=False).stderr
+    order = node.sh("systemctl show -P Before slash32-guard").split()
+    assert {"libvirtd.service", "virtqemud.service", "virtlxcd.service", "network-pre.target"} <= set(order)
+
+
+def test_a_guest_that_ran_before_keeps_its_network(node: Node) -> None:
+    assert "52:54:00:00:00:50" in node.read("/etc/slash32/guard-exempt")
+    assert reaches(node, OLD)
+
+
+def test_an_untagged_guest_that_comes_later_is_isolated(node: Node) -> None:
+    start_guest(node, "new1", "52:54:00:00:00:51", NEW)
+    assert not reaches(node, NEW)  # OLD, above, is the control
+
+
+def test_libvirtd_found_the_hooks(node: Node) -> None:
+    broken = domains.tag_xml("52:54:00:00:00:52", ["not-an-address"], {})
+    with pytest.raises(CommandError, match="not-an-address"):
+        start_guest(node, "bad1", "52:54:00:00:00:52", "10.65.0.52", broken)
+
+
+@pytest.mark.parametrize("verb", ["reload", "restart", "stop", "start"])
+def test_the_guard_survives_nftables_service(node: Node, verb: str) -> None:
+    """hostd is dead, so it is not hostd that heals."""
+    node.sh("systemctl stop slash32-hostd; systemctl start nftables")
+    try:
+        node.sh("nft add table inet witness")
+        node.sh(f"systemctl {verb} nftables")
+        tables = node.sh("nft list tables")
+        assert verb == "start" or "witness" not in tables, "the flush happened"
+        assert "table inet slash32" in tables
+        assert not reaches(node, NEW)
+    finally:
+        node.sh(f"systemctl stop nftables; systemctl start slash32-hostd; {OTHER}")
+
+
+def test_upgrade(rack: Rack, node: Node, before: dict[str, str], newer: list[Path]) -> None:
+    node.sh("sed -i 's/^#conn_limit.*/conn_limit = 4242/' /etc/slash32/hostd.toml; systemctl restart slash32-hostd")
+    wait_for(node, "systemctl -q is-active slash32-hostd")
+    rules, pid = node.sh(RULES), main_pid(node, "slash32-hostd")
+    exempt = node.read("/etc/slash32/guard-exempt")
+    ping = node.popen(["ping", "-i", "0.01", "-W1", OLD])
+    rack.install(newer)
+    ping.send_signal(2)
+    said = ping.communicate()[0]
+    assert " 0% packet loss" in said, said
+    assert int(said.split(" packets transmitted")[0].split()[-1]) > 20
+    assert node.sh(RULES) == rules
+    assert node.sh("dpkg-query -W -f '${Version}' slash32-hostd") == "99.0"
+    assert main_pid(node, "slash32-hostd") not in ("0", pid), "the new code runs"
+    assert main_pid(node, "libvirtd") == before["pid"]
+    assert "conn_limit = 4242" in node.read("/etc/slash32/hostd.toml")
+    assert node.read("/etc/slash32/guard-exempt") == exempt, "only the first install lists guests"
+    assert not reaches(node, NEW)
+
+
+def test_remove_leaves_the_kernel_as_it_is(node: Node) -> None:
+    wait_for(node, "systemctl -q is-active slash32-hostd")
+    tables = node.sh("nft list tables")
+    node.run(["apt-get", "-q", "remove", "-y", "slash32-common"])
+    assert node.sh("nft list tables") == tables
+    assert "slash32" in tables
+    assert node.sh("systemctl list-unit-files --plain --no-legend 'slash32*'") == ""
+    assert "conn_limit = 4242" in node.read("/etc/slash32/hostd.toml")
+    assert reaches(node, OLD)
+    assert not reaches(node, NEW)
+
+
+def test_a_hook_without_its_package_stops_no_guest(node: Node) -> None:
+    node.sh(f"test -x {HOOKS[0]} && test -x {HOOKS[1]}")
+    assert answers(node) == [0, 0]
+    tag = domains.tag_xml("52:54:00:00:00:53", ["10.65.0.53"], {})
+    start_guest(node, "later1", "52:54:00:00:00:53", "10.65.0.53", tag)
+    node.run(["virsh", "-c", "lxc:///", "destroy", "later1"])
+
+
+def test_purge_leaves_nothing(node: Node, before: dict[str, str]) -> None:
+    tap = node.sh("virsh -c lxc:/// -q domiflist new1 | awk '{print $1}'").strip()
+    node.sh(f"ip link set {tap} group $((0x53320007)); ip route add 10.79.0.0/24 dev lo proto 132")
+    node.sh(f"ip -6 route add fd79::/64 dev {tap} proto 132; ip neigh add 10.79.0.1 lladdr 02:00:00:00:00:01 dev {tap}")
+    node.run(["apt-get", "-q", "purge", "-y", "slash32-common", "slash32-hostd", "slash32-dispatcher"])
+    assert node.sh(f"ip neigh show dev {tap} nud permanent; ip -6 address show dev {tap} | grep fe80::1/ || :") == ""
+    node.run(["virsh", "-c", "lxc:///", "destroy", "new1"])
+    node.sh("rm -f /root/*.xml")
+    assert differs(look(node), before) == {}
+    assert reaches(node, OLD)
+    assert main_pid(node, "libvirtd") == before["pid"]
+
+
+def test_install_after_purge_is_a_first_install(rack: Rack, node: Node, debs: list[Path]) -> None:
+    rack.install(debs)
+    assert "52:54:00:00:00:50" in node.read("/etc/slash32/guard-exempt")
+    assert reaches(node, OLD)
+    assert node.sh("systemctl is-system-running").strip() == "running"
+
+
+def test_a_chroot_is_not_this_machine(node: Node) -> None:
+    """A purge in a chroot on a hypervisor, as image builders do it, leaves the hypervisor's own kernel state alone."""
+    purge = "/var/lib/dpkg/info/slash32-hostd.postrm purge"
+    node.sh("systemctl stop slash32-hostd")
+    mounts = "mount --bind / /mnt; mount -t tmpfs none /mnt/run; mount -t proc proc /mnt/proc; chroot /mnt"
+    node.sh(f"unshare -m sh -ec '{mounts} {purge}'")
+    assert "slash32" in node.sh("nft list tables")
+    node.sh(purge)
+    assert "slash32" not in node.sh("nft list tables")
