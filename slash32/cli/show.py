@@ -66,20 +66,19 @@ def _endpoints(client: Client, name: str | None) -> list[Json]:
 
 
 def _endpoint_table(items: Sequence[Json], wide: bool) -> str:
-    head = ["DOMAIN", "HOST", "ADDRESSES", "LABELS", "STATE"] + ["MAC", "PROFILES", "SHARED", "PREFIXES", "UUID"] * wide
+    head = ["DOMAIN", "HOST", "ADDRESSES", "LABELS", "PROFILES"] + ["MAC", "SHARED", "PREFIXES", "UUID"] * wide
     rows = []
     for item in sorted(items, key=lambda i: (str(i.get("domain")), str(i.get("mac")))):
         row = [item.get("domain"), item.get("host"), _join(item, "addresses"), text.labels(item.get("labels") or {})]
-        row.append(item.get("state"))
+        row.append(_join(item, "profiles"))
         if wide:
-            row += [item.get("mac"), _join(item, "profiles"), _shared(item), _join(item, "prefixes"), item.get("uuid")]
+            row += [item.get("mac"), _shared(item), _join(item, "prefixes"), item.get("uuid")]
         rows.append([_cell(value) for value in row])
     return text.table(head, rows)
 
 
 def _shared(item: Json) -> str:
-    listed = (item.get("shared") or ()) if isinstance(item.get("shared"), list) else ()
-    return ",".join(f"{s['address']}({s.get('group', '')})" if isinstance(s, dict) else str(s) for s in listed)
+    return ",".join(f"{s.get('address')}({s.get('group')})" for s in item.get("shared") or ())
 
 
 def _join(item: Json, key: str) -> str:
@@ -93,18 +92,17 @@ def _cell(value: object) -> str:
 
 
 def _host_table(items: Sequence[Json], wide: bool) -> str:
-    head = ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES"] + ["FAILURES"] * wide
+    head = ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES"] + ["ENDPOINTS", "HELD", "FAILURES"] * wide
     rows = []
     for item in sorted(items, key=lambda i: str(i.get("name"))):
         row = [item.get("name"), item.get("connected"), item.get("revision"), item.get("in_sync")]
-        row += [_join(item, "addresses"), *([_failures(item)] if wide else [])]
-        rows.append([_cell(value) for value in row])
+        row += [_join(item, "addresses"), item.get("endpoints"), item.get("held"), _failures(item)]
+        rows.append([_cell(value) for value in row[: len(head)]])
     return text.table(head, rows)
 
 
 def _failures(item: Json) -> str:
-    found = item.get("failures") or ()
-    return "; ".join(f"{k}: {v}" for k, v in found.items()) if isinstance(found, dict) else "; ".join(map(str, found))
+    return "; ".join(f"{f.get('object')}: {f.get('message')}" for f in item.get("failures") or ())
 
 
 def _policy_table(items: Sequence[Json], wide: bool) -> str:
@@ -187,7 +185,7 @@ def _describe_endpoint(client: Client, item: Json) -> str:
     endpoint, profiles = _model(item), _profiles(client)
     have = effective_labels(endpoint, profiles)
     about: list[tuple[str, object]] = [("kind", "Endpoint")]
-    about += [(key, _cell(item.get(key))) for key in ("domain", "host", "state", "uuid", "mac")]
+    about += [(key, _cell(item.get(key))) for key in ("domain", "host", "uuid", "mac")]
     about += [(key, _join(item, key)) for key in ("addresses", "prefixes", "profiles")]
     about += [("shared", _shared(item)), ("labels", text.labels(have))]
     for direction in Direction:
@@ -203,15 +201,15 @@ def status(client: Client, output: str) -> str:
     hosts = client.items("hosts")
     if output in ("yaml", "json"):
         return dump({**found, "hosts": hosts}, output)
-    about = [(key.replace("_", "-"), _cell(value)) for key, value in found.items() if _plain(value)]
-    about += [(key.replace("_", "-"), text.labels(value)) for key, value in found.items() if isinstance(value, dict)]
+    counted = ("hosts", "connected", "inSync")  # said with names below
+    about = [(key, _cell(value)) for key, value in found.items() if _plain(value) and key not in counted]
+    held = found.get("held") or ()
+    about += [("held until adopted", text.names(sorted(held)))] if held else []
     away = sorted(str(h.get("name")) for h in hosts if not h.get("connected"))
     behind = sorted(str(h.get("name")) for h in hosts if h.get("connected") and not h.get("in_sync"))
     failing = sorted(str(h.get("name")) for h in hosts if h.get("failures"))
     about.append(("connected", f"{len(hosts) - len(away)} of {text.count(len(hosts), 'host')}"))
-    about += [(what, text.names(who)) for what, who in _trouble(away, behind, failing) if who]
+    for what, who in (("not connected", away), ("not in sync", behind), ("failing", failing)):
+        about += [(what, text.names(who))] if who else []
+    about += [("alarm", f"{a.get('host')}: {a.get('endpoint')}: {a.get('message')}") for a in found.get("alarms") or ()]
     return text.fields(about)
-
-
-def _trouble(away: list[str], behind: list[str], failing: list[str]) -> list[tuple[str, list[str]]]:
-    return [("not connected", away), ("not in sync", behind), ("failing", failing)]

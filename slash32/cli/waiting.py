@@ -12,6 +12,7 @@ from .client import Client, Json
 from .text import count, duration, names
 
 POLL = 10.0  # seconds one request may hang; the dispatcher answers earlier when there is progress
+STUCK = 5.0  # seconds without progress after which hosts that report failures are not waited for any longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +25,41 @@ def follow(client: Client, revision: int, timeout: float, show: Callable[[str], 
     """`show` gets the state whenever it changes (a terminal's progress line)."""
     started = time.monotonic()
     last: Json = {}
+    moved = started
     while True:
-        left = timeout - (time.monotonic() - started)
         asked = time.monotonic()
-        wait = max(0.0, min(POLL, left))
+        left = timeout - (asked - started)
+        wait = max(0.0, min(STUCK if failures(last) else POLL, left))
         state = client.get("revisions", str(revision), wait=wait, query=f"wait={wait:.3f}")
-        if state.get("done") or left <= 0:
-            return outcome(state, timeout)
-        if show and state != last:
-            show(progress(state))
-        if state == last and time.monotonic() - asked < 0.1:
+        now = time.monotonic()
+        if _settled(state) != _settled(last):
+            moved = now
+            if show:
+                show(progress(state))
+        elif now - asked < 0.1:
             time.sleep(0.1)  # a dispatcher that answers at once with no news is not asked in a tight loop
+        stuck = now - moved >= STUCK and set(state.get("pending") or ()) <= {host for host, _ in failures(state)}
+        if state.get("done") or left <= 0 or stuck:
+            return outcome(state, now - started)
         last = state
+
+
+def _settled(state: Json) -> tuple[object, ...]:
+    """What counts as news; the clock does not."""
+    return state.get("live"), state.get("pending"), failures(state)
+
+
+def failures(state: Json) -> list[tuple[str, str]]:
+    """(host, what is wrong there), of every host."""
+    found = state.get("failed") or ()
+    return [(str(f.get("host")), f"{f.get('object')}: {f.get('message')}") for f in found]
 
 
 def progress(state: Json) -> str:
     waiting = [str(name) for name in state.get("pending", [])]
     behind = f", waiting for {names(waiting, 4)}" if waiting else ""
+    failed = failures(state)
+    behind += f" (failing: {names([host for host, _ in failed], 4)})" if failed else ""
     return f"{_live(state)}{behind}"
 
 
@@ -49,14 +68,15 @@ def _live(state: Json) -> str:
     return f"revision {state.get('revision')} live on {state.get('live', 0)} of {count(hosts, 'host')}"
 
 
-def outcome(state: Json, timeout: float) -> Outcome:
-    failed: dict[str, str] = state.get("failed") or {}
-    pending = [str(name) for name in state.get("pending") or []]
+def outcome(state: Json, seconds: float) -> Outcome:
+    failed = failures(state)
+    away = state.get("disconnected") or ()
+    pending = [f"{name} (not connected)" if name in away else str(name) for name in state.get("pending") or ()]
     live = _live(state)
     if state.get("done") and not failed and not pending:
         return Outcome([f"{live} in {duration(state.get('milliseconds') or 0.0)}"], True)
-    lines = [f"{live} after {timeout:g} s; still waiting for {names(pending)}" if pending else live]
-    lines += [f"host {printable(name)} failed: {printable(str(why))}" for name, why in sorted(failed.items())]
+    lines = [f"{live} after {seconds:.0f} s; missing: {names(pending, 1000)}" if pending else live]
+    lines += [printable(f"host {name} failed: {why}") for name, why in failed]
     return Outcome(lines, False)
 
 

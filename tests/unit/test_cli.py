@@ -34,7 +34,6 @@ HOST = "apiVersion: slash32/v1\nkind: Host\nmetadata: {name: h1}\nspec: {labels:
 WEB1 = {
     "domain": "web1", "uuid": "6f1b0c9e-0000-4000-8000-000000000001", "mac": "52:54:00:00:00:02", "host": "h1",
     "addresses": ["10.65.0.2"], "labels": {"role": "web"}, "profiles": ["default"], "shared": [], "prefixes": [],
-    "state": "live",
 }  # fmt: skip
 EVIL = {**WEB1, "domain": "e\x1b[31m\nvil", "labels": {}, "profiles": [], "addresses": []}
 
@@ -110,11 +109,13 @@ def policy_file(tmp_path: Path) -> Path:
 
 
 Run = Callable[..., tuple[int, str, str]]
+ALARM = {"host": "h9", "endpoint": "k", "message": "taken\n"}
+FAILED = {"host": "h2", "object": "ruleset", "message": "no\nspace"}
 CHANGED = {"revision": 3, "changes": [{"kind": "GlobalNetworkPolicy", "name": "allow-web", "change": "created"}]}
 
 
 def revision(**state: Any) -> Answer:
-    whole = {"revision": 3, "live": 2, "hosts": 2, "pending": [], "failed": {}, "milliseconds": 11.2, "done": True}
+    whole = {"revision": 3, "live": 2, "hosts": 2, "pending": [], "failed": [], "milliseconds": 11.2, "done": True}
     return 200, {**whole, **state}
 
 
@@ -151,17 +152,26 @@ def test_apply_wait_follows_until_done(dispatcher: Dispatcher, run: Run, policy_
 
 def test_apply_wait_names_the_hosts_that_failed(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
     dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
-    dispatcher.answers["GET", "/v1/revisions/3"] = revision(live=1, failed={"h2": "kernel: no\nspace"})
+    dispatcher.answers["GET", "/v1/revisions/3"] = revision(live=1, failed=[FAILED])
     code, out, err = run("apply", "-f", policy_file, "--wait")
     assert code == 1 and "in 11 ms" not in out
-    assert err == "revision 3 live on 1 of 2 hosts\nhost h2 failed: kernel: no\\nspace\n"
+    assert err == "revision 3 live on 1 of 2 hosts\nhost h2 failed: ruleset: no\\nspace\n"
 
 
 def test_apply_wait_times_out(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
     dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
     dispatcher.answers["GET", "/v1/revisions/3"] = revision(live=1, pending=["h2"], done=False)
     code, _, err = run("apply", "-f", policy_file, "--wait", "--timeout", "0")
-    assert (code, err) == (1, "revision 3 live on 1 of 2 hosts after 0 s; still waiting for h2\n")
+    assert (code, err) == (1, "revision 3 live on 1 of 2 hosts after 0 s; missing: h2\n")
+
+
+def test_apply_wait_gives_up_on_hosts_that_keep_failing(dispatcher: Dispatcher, tmp_path: Path) -> None:
+    failing = revision(live=1, hosts=3, pending=["h2", "h3"], disconnected=["h3"], failed=[FAILED], done=False)
+    dispatcher.answers["GET", "/v1/revisions/3"] = [failing, failing, revision(live=2, pending=["h2"], failed=[FAILED])]
+    shown: list[str] = []
+    outcome = follow(Client(str(tmp_path / "api.sock")), 3, 60, shown.append)
+    assert shown[0] == "revision 3 live on 1 of 3 hosts, waiting for h2, h3 (failing: h2)"
+    assert not outcome.ok and "missing: h2" in outcome.lines[0] and "host h2 failed" in outcome.lines[1]
 
 
 def test_progress_is_shown_when_it_changes(dispatcher: Dispatcher, tmp_path: Path) -> None:
@@ -169,7 +179,10 @@ def test_progress_is_shown_when_it_changes(dispatcher: Dispatcher, tmp_path: Pat
     dispatcher.answers["GET", "/v1/revisions/3"] = [waiting, waiting, revision(live=3, hosts=3, milliseconds=12345)]
     shown: list[str] = []
     outcome = follow(Client(str(tmp_path / "api.sock")), 3, 60, shown.append)
-    assert shown == ["revision 3 live on 1 of 3 hosts, waiting for h2, h3"]
+    assert shown == [
+        "revision 3 live on 1 of 3 hosts, waiting for h2, h3",
+        "revision 3 live on 3 of 3 hosts",
+    ]
     assert outcome.ok and outcome.lines == ["revision 3 live on 3 of 3 hosts in 12.3 s"]
 
 
@@ -231,9 +244,9 @@ def test_get_endpoints(dispatcher: Dispatcher, run: Run) -> None:
     code, out, _ = run("get", "endpoints")
     assert code == 0
     assert [line.split() for line in out.splitlines()] == [
-        ["DOMAIN", "HOST", "ADDRESSES", "LABELS", "STATE"],
-        ["e\\x1b[31m\\nvil", "h1", "-", "-", "live"],
-        ["web1", "h1", "10.65.0.2", "role=web", "live"],
+        ["DOMAIN", "HOST", "ADDRESSES", "LABELS", "PROFILES"],
+        ["e\\x1b[31m\\nvil", "h1", "-", "-", "-"],
+        ["web1", "h1", "10.65.0.2", "role=web", "default"],
     ]
     assert "52:54:00:00:00:02" in run("get", "ep", "web1", "-o", "wide")[1]
     assert json.loads(run("get", "ep", "10.65.0.2", "-o", "json")[1]) == WEB1
@@ -257,17 +270,20 @@ def test_get_resources_as_table_and_as_documents_that_apply_again(dispatcher: Di
 
 def test_get_hosts(dispatcher: Dispatcher, run: Run) -> None:
     h1 = {"name": "h1", "connected": True, "revision": 3, "in_sync": True, "addresses": ["192.0.2.1"], "failures": []}
-    h2 = {**h1, "name": "h2", "connected": False, "in_sync": False, "revision": None, "failures": {"tap": "no"}}
+    h1 |= {"endpoints": 4, "held": False}
+    h2 = {**h1, "name": "h2", "connected": False, "in_sync": False, "revision": None}
+    h2["failures"] = [{"object": "tap", "message": "no"}]
     dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": [h2, h1]})
     out = run("get", "hosts", "-o", "wide")[1]
     assert [line.split() for line in out.splitlines()] == [
-        ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES", "FAILURES"],
-        ["h1", "yes", "3", "yes", "192.0.2.1", "-"],
-        ["h2", "no", "-", "no", "192.0.2.1", "tap:", "no"],
+        ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES", "ENDPOINTS", "HELD", "FAILURES"],
+        ["h1", "yes", "3", "yes", "192.0.2.1", "4", "no", "-"],
+        ["h2", "no", "-", "no", "192.0.2.1", "4", "no", "tap:", "no"],
     ]
-    dispatcher.answers["GET", "/v1/status"] = (200, {"epoch": "e", "revision": 3, "store": {"kind": "sqlite"}})
+    state = {"epoch": "e", "revision": 3, "held": {"h3": "x"}, "alarms": [ALARM]}
+    dispatcher.answers["GET", "/v1/status"] = (200, state)
     out = run("status")[1]
-    assert "connected:" in out and "1 of 2 hosts" in out and "kind=sqlite" in out
+    assert "1 of 2 hosts" in out and "held until adopted:  h3" in out and "h9: k: taken\\n" in out
     assert "not connected:" in out and "h2" in out
     assert json.loads(run("status", "-o", "json")[1])["hosts"] == [h2, h1]
 
