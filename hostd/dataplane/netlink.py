@@ -187,7 +187,7 @@ class NetlinkSocket:
         self._grow(_BUFFER)
         self._socket.bind((0, 0))
         for group in groups:
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            self.join(group)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -197,6 +197,10 @@ class NetlinkSocket:
         """This socket's netlink port id: what the kernel names as the owner of an owned table."""
         name: tuple[int, int] = self._socket.getsockname()
         return name[0]
+
+    def join(self, group: int) -> None:
+        """Notifications of this group arrive from now on."""
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def close(self) -> None:
         self._socket.close()

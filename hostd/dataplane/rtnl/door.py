@@ -179,6 +179,7 @@ def _replacement(operation: Operation, old: Sequence[Route], new: Route) -> list
     append = _Request(
         operation, routes.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, routes.add_body(new), frozenset({errno.EEXIST})
     )
+    old = [route for route in old if route != new]
     removals = [_Request(operation, routes.RTM_DELROUTE, 0, routes.delete_body(route), _GONE) for route in old]
     if any((route.oif, route.via) == (new.oif, new.via) for route in old):  # deletion could not tell them apart
         return [*removals, append]
