@@ -86,14 +86,6 @@ def test_json_is_yaml() -> None:
     assert decode(document) == decode(policy(selector="has(x)"))
 
 
-def test_find_kind() -> None:
-    for word in ("gnp", "GlobalNetworkPolicy", "globalnetworkpolicies", "GNP"):
-        assert find_kind(word) == KINDS["GlobalNetworkPolicy"]
-    assert find_kind("hosts") == KINDS["Host"]
-    assert find_kind("profiles") == KINDS["Profile"]
-    assert find_kind("pods") is None
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -14,7 +14,7 @@ from slash32.errors import ResourceError
 from slash32.model import Host
 from slash32.net import parse_address, parse_prefix
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
-from slash32.resources import Resource, decode, encode, kind_of, load_yaml
+from slash32.resources import KINDS, Resource, decode, encode, find_kind, kind_of, load_yaml
 from slash32.selector import parse
 
 CORPUS = sorted((Path(__file__).parent / "corpus" / "ok").glob("*.yaml"))
@@ -299,6 +299,14 @@ def test_huge_values_do_not_make_huge_lines() -> None:
         with pytest.raises(ResourceError) as caught:
             decode(policy(**spec))
         assert len(str(caught.value)) < 500
+
+
+def test_find_kind() -> None:
+    for word in ("gnp", "GlobalNetworkPolicy", "globalnetworkpolicies", "GNP"):
+        assert find_kind(word) == KINDS["GlobalNetworkPolicy"]
+    assert find_kind("hosts") == KINDS["Host"]
+    assert find_kind("profiles") == KINDS["Profile"]
+    assert find_kind("pods") is None
 
 
 # --- generated resources round-trip
