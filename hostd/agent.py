@@ -10,6 +10,7 @@ from typing import Protocol
 
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import host_prefix
+from slash32.sync import Replica
 from slash32.tag import Domain, Nic, quote
 from slash32.wire import Failure
 
@@ -31,6 +32,10 @@ class Feed(Protocol):
     def connected(self) -> bool: ...
     @property
     def in_sync(self) -> bool: ...
+    @property
+    def trouble(self) -> str: ...
+    @property
+    def replica(self) -> Replica: ...
     def claim(self, endpoint: Endpoint) -> int: ...
     def release(self, key: EndpointKey) -> int: ...
     def report(self, endpoints: Iterable[Endpoint]) -> int: ...
@@ -70,6 +75,7 @@ class Agent:
         self.exempt = Exemptions()
         self.dirty = Dirty()
         self.changed: set[EndpointKey] = set()  # to be written to the journal
+        self.remember: Callable[[set[EndpointKey]], None] = lambda _: None  # the journal, once there is one
         self.held = ""  # why the dispatcher's word is not followed, if it is not
         self._waiting: list[_Waiting] = []
         self._revision: int | None = None  # to be acknowledged once settled
@@ -133,18 +139,18 @@ class Agent:
 
     # -- what libvirt shows ---------------------------------------------------------------------------------------
 
-    def seen(self, domain: Domain, running: bool, now: float) -> None:
-        """The whole truth about one active guest. A paused incoming one stays incoming."""
+    def seen(self, domain: Domain, migrating: bool, now: float) -> None:
+        """The whole truth about one active guest. One that is still on its way here stays incoming."""
         present = set()
         for endpoint, nic in domain.endpoints:
             present.add(endpoint.key)
             local = self.locals.get(endpoint.key)
             if local is None or nic.target is not None:
-                self._carry(endpoint, nic, domain.driver, runs=running)
+                self._carry(endpoint, nic, domain.driver, runs=not migrating)
         for local in self.locals.of_domain(domain.uuid):
             if local.endpoint.key not in present:
                 self._remove(local)
-        if running:
+        if not migrating:
             self.runs(domain.uuid, now)  # also where the event that said so was missed
         self._exempt_if_listed(domain)
         self._isolate_if_alone()
@@ -168,10 +174,11 @@ class Agent:
         for local in self.locals.of_domain(uuid):
             self._remove(local)
 
-    def scanned(self, driver: str, uuids: frozenset[str], started: Callable[[Local], bool]) -> None:
-        """A full scan: what it does not list is gone, but for guests whose start is under way (`started` is false)."""
+    def scanned(self, driver: str, uuids: frozenset[str], beginning: Callable[[str], bool]) -> None:
+        """A full scan: what it does not list is gone, but for guests whose start is under way."""
         for local in list(self.locals):
-            if local.driver == driver and local.endpoint.key.uuid not in uuids and started(local):
+            uuid = local.endpoint.key.uuid
+            if local.driver == driver and uuid not in uuids and not beginning(uuid):
                 self._remove(local)
 
     # -- the dispatcher -------------------------------------------------------------------------------------------
@@ -227,6 +234,9 @@ class Agent:
 
     def settle(self) -> list[Failure]:
         """Bring the kernel to what is desired; acknowledge what the dispatcher sent."""
+        if self.changed:  # on disk before it is in the kernel
+            changed, self.changed = self.changed, set()
+            self.remember(changed)
         dirty, self.dirty = self.dirty, Dirty()
         self.calc.desired.exempt = frozenset(self.exempt.seen.values())
         failures = self.settler.settle(dirty)

@@ -10,7 +10,16 @@ from slash32.net import Prefix, host_prefix, pack_mac
 from slash32.policy import Direction, Policy, Profile
 from slash32.verdict import applicable, effective_labels
 
-from .compile import SelectorSet, class_chains, disjoint, kind_of, policy_chain, policy_chains, profile_chain, selectors_of
+from .compile import (
+    SelectorSet,
+    class_chains,
+    disjoint,
+    kind_of,
+    policy_chain,
+    policy_chains,
+    profile_chain,
+    selectors_of,
+)
 from .desired import ClassChains, Desired, Dirty, Member, Tap
 from .forwarding import GATEWAY4_ROUTE, Route
 from .ruleset import Rule, SetKind, SetSpec
@@ -75,7 +84,7 @@ class Calculation:
             for member in members:
                 kernel = found.specs[kind_of(member)][0]
                 if isinstance(member, Prefix):
-                    dirty.refill.add(kernel)  # intervals that touch are one: which goes is not told by which member went
+                    dirty.refill.add(kernel)  # intervals that touch are one: write them anew
                     continue
                 dirty.change_members(kernel, (member,) if adding else (), () if adding else (member,))
         return dirty

@@ -29,9 +29,10 @@ class Memory:
         self.boot = boot
         self.replica = Replica()
         self.locals = Locals({})
+        self._revision = 0  # of the replica on disk
         self.trouble = ""  # why the disk does not hold the last state, if it does not
 
-    def recall(self) -> None:
+    def recall(self, read_only: bool = False) -> None:
         same_boot = False
         for record in self.journal.load():
             try:
@@ -43,22 +44,22 @@ class Memory:
             except (WireError, ValueError, TypeError, KeyError) as error:
                 log.warning("%s: a record was dropped: %s", self.journal.path, error)
         self.replica.lost()
-        self._rebase()
+        if not read_only:
+            self._rebase()
 
     def changed(self, keys: set[EndpointKey]) -> None:
         for key in sorted(keys):
             local = self.locals.get(key)
             self._append(_LOCAL if local else _GONE, _pack_local(local) if local else list(key))
 
-    def applied(self, batch: list[Applied], previous: int) -> None:
-        """`previous` is the revision on disk before the batch."""
+    def applied(self, batch: list[Applied]) -> None:
         if any(a.snapshot for a in batch):
             self._rebase()
             return
         for outcome in batch:
             changes = [piece for change in outcome.changes for piece in wire.encode_change(change)]
-            self._append(_DELTA, [previous, outcome.revision, b"".join(changes)])
-            previous = outcome.revision
+            self._append(_DELTA, [self._revision, outcome.revision, b"".join(changes)])
+            self._revision = outcome.revision
 
     def close(self) -> None:
         self.journal.close()
@@ -89,6 +90,7 @@ class Memory:
         records += [[_LOCAL, _pack_local(local)] for local in self.locals]
         try:
             self.journal.rebase([msgpack.packb(record) for record in records])
+            self._revision = self.replica.revision
             self.trouble = ""
         except OSError as error:
             self._failed(error)

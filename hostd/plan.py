@@ -5,14 +5,14 @@
 # refers to any more is collected at the end.
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from slash32.net import Address, Prefix
+from slash32.net import Address, Prefix, format_address
 
 from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
-from .forwarding import Add, Delete, Neighbour, Operation, Replace, Route, SetGroup, TapAddress
+from .forwarding import Add, Delete, Item, Neighbour, Operation, Replace, Route, SetGroup, TapAddress
 from .ruleset import Jump, Rule, SetSpec
 
 
@@ -317,6 +317,30 @@ def _plan_exempt(out: Plan, scope: Scope) -> None:
         out.filter += [Exempt(ifindex, on=False) for ifindex in sorted(actual.exempt - desired.exempt)]
 
 
-def names_of(ops: Iterable[FilterOp | LinkOp]) -> list[str]:
-    """For people (`slash32-hostd diff`): one line each."""
-    return [" ".join([type(op).__name__, *(str(x) for x in op[:2])]) for op in ops]
+def describe(op: FilterOp | LinkOp) -> str:
+    """For people (`slash32-hostd diff`): one line."""
+    match op:
+        case Add(item) | Delete(item):
+            what = f"{type(item).__name__.lower()} {_shown(item)}"
+            return f"{'add' if isinstance(op, Add) else 'delete'} {what}"
+        case Replace(_, new):
+            return f"replace route {_shown(new)}"
+        case SetGroup(ifindex, group):
+            return f"set link #{ifindex} group {group:#x}"
+        case Admit(ifindex, mac) | Expel(ifindex, mac):
+            return f"{type(op).__name__.lower()} link #{ifindex} {mac.hex(':')}"
+        case AddMembers(name, _, members) | DelMembers(name, _, members):
+            return f"{'add' if isinstance(op, AddMembers) else 'delete'} {len(members)} members of set {name}"
+        case Sweep(strays):
+            return f"sweep {len(strays)} stray elements"
+    return f"{type(op).__name__} {op[0]}"
+
+
+def _shown(item: Item) -> str:
+    match item:
+        case Route(prefix, oif, via):
+            return f"{prefix}" + (f" via {format_address(via)}" if via else "") + (f" dev #{oif}" if oif else "")
+        case Neighbour(ifindex, address, mac):
+            return f"{format_address(address)} lladdr {mac.hex(':')} dev #{ifindex}"
+        case TapAddress(ifindex, address, length):
+            return f"{format_address(address)}/{length} dev #{ifindex}"

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from slash32.net import Prefix
 from slash32.wire import Failure
 
 from .calc import Calculation
 from .desired import Actual, Dirty
-from .forwarding import Link, Route
+from .forwarding import Link, Neighbour, Route
 from .plan import Limits, Plan, Scope, everything, plan, same_way
 from .ruleset import GROUP_MASK, Rule
 from .state import Carrier
@@ -56,6 +57,7 @@ class Settler:
     actual: Actual = field(default_factory=Actual)
     refused: dict[str, Refused] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    retried: float = 0.0
 
     def settle(self, dirty: Dirty) -> list[Failure]:
         """Plan within `dirty` and apply. Returns all that is refused at present, not only by this call."""
@@ -89,7 +91,12 @@ class Settler:
         self.actual.members = None
         return failures
 
-    def retry(self) -> list[Failure]:
+    def retry_due(self, now: float) -> bool:
+        return bool(self.refused) and now - self.retried >= RETRY
+
+    def retry(self, now: float) -> list[Failure]:
+        """Try again what the kernel refused."""
+        self.retried = now
         dirty = Dirty()
         for refusal in self.refused.values():
             dirty.merge(refusal.scope)
@@ -149,6 +156,11 @@ class Settler:
             dirty.routes.add(route.prefix)
         return dirty
 
+    def route_lost(self, prefix: Prefix) -> Dirty:
+        """Somebody's route took the place of ours."""
+        self.actual.routes.pop(prefix, None)
+        return Dirty(routes={prefix})
+
     def route_seen(self, route: Route) -> Dirty:
         """A route with our protocol number: ours, or somebody's who poses as us; then it goes."""
         dirty = Dirty()
@@ -158,13 +170,27 @@ class Settler:
             dirty.routes.add(route.prefix)
         return dirty
 
-    def tap_disturbed(self, ifindex: int) -> Dirty:
-        """Neighbours, addresses or sysctls of a tap changed: take them all as lost; what is there is fine."""
+    def neighbour_gone(self, neighbour: Neighbour) -> Dirty:
+        dirty = Dirty()
+        known = self.actual.taps.get(neighbour.ifindex)
+        if known is not None and (neighbour.address, neighbour.mac) in known.neighbours:
+            known.neighbours -= {(neighbour.address, neighbour.mac)}
+            dirty.taps.add(neighbour.ifindex)
+        return dirty
+
+    def gateway_gone(self, ifindex: int) -> Dirty:
         dirty = Dirty()
         known = self.actual.taps.get(ifindex)
-        if known is not None:
-            known.neighbours, known.gateway, known.sysctls = frozenset(), False, False
+        if known is not None and known.gateway:
+            known.gateway = False
             dirty.taps.add(ifindex)
+        return dirty
+
+    def audit(self) -> Dirty:
+        """What sends no notification: some of the taps' sysctls."""
+        dirty = Dirty()
+        for ifindex in self.calc.desired.taps:
+            dirty.merge(self.sysctls_changed(ifindex))
         return dirty
 
     def sysctls_changed(self, ifindex: int) -> Dirty:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -76,6 +76,12 @@ class Locals:
             if taken is not None:
                 return f"{taken} is in use by {other.endpoint.domain!r} on this host: give each guest its own"
         return None
+
+    def verify(self, exists: Callable[[str, int], bool]) -> None:
+        """After a start: a carrier that is not there any more (name and ifindex) carries nothing."""
+        for local in list(self):
+            if local.carrier is not None and not exists(*local.carrier):
+                self.put(replace(local, carrier=None, phase=Phase.RESERVED))
 
     def carried_by(self, ifindex: int) -> Local | None:
         return next((x for x in self if x.carrier is not None and x.carrier.ifindex == ifindex), None)

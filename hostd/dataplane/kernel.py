@@ -51,9 +51,11 @@ class Kernel:
 
     # -- read -----------------------------------------------------------------------------------------------------
 
-    def load(self) -> bool:
-        """The guard stands; True if anything had to be written for it."""
-        return self.table.load()
+    def load(self, exempt: Iterable[str] = ()) -> bool:
+        """The guard stands; True if anything had to be written for it. `exempt`: taps it is to let be from the first
+        moment on (at the first install)."""
+        known = (self.rtnl.link(name) for name in exempt)
+        return self.table.load([link.ifindex for link in known if link is not None])
 
     def link(self, name_or_index: str | int) -> Link | None:
         return self.rtnl.link(name_or_index)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.intervals import prefixes_of
-from hostd.dataplane.nft.skeleton import BEHIND, MACS, SENDERS, SENDERS_BEHIND, SOURCE
 from slash32.net import Address, Prefix, version
+
+from . import kernel as k
+from .intervals import prefixes_of
+from .skeleton import BEHIND, MACS, SENDERS, SENDERS_BEHIND, SOURCE
 
 Granted = tuple[int, bytes, Address | Prefix]  # ifindex, MAC, and one thing it may send from
 

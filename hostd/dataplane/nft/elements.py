@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from hostd.dataplane.netlink import attribute_map, attributes
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.intervals import Interval, prefix_interval, prefixes_of
-from hostd.ruleset import SetKind
 from slash32.net import Address, Prefix
+
+from ...ruleset import SetKind
+from ..netlink import attribute_map, attributes
+from . import kernel as k
+from .intervals import Interval, prefix_interval, prefixes_of
 
 WIDTH = {SetKind.ADDR4: 4, SetKind.ADDR6: 16, SetKind.NET4: 4, SetKind.NET6: 16}
 NETS = frozenset((SetKind.NET4, SetKind.NET6))

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from hostd.dataplane.nft import kernel as k
 from slash32.net import Prefix
+
+from . import kernel as k
 
 Interval = tuple[int, int]  # both ends inclusive
 

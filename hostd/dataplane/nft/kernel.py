@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hostd.dataplane.netlink import attr, be32, nest, text
+from ..netlink import attr, be32, nest, text
 
 INET = 1
 ARP = 3

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hostd.dataplane.netlink import KernelRefused, NetlinkSocket, attribute_map, attributes, text
-from hostd.dataplane.nft import elements
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.admission import Element, Granted, whole
-from hostd.dataplane.nft.skeleton import EXEMPT, FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
-from hostd.ruleset import SetKind, SetSpec
 from slash32.net import Address, Prefix
+
+from ...ruleset import SetKind, SetSpec
+from ..netlink import KernelRefused, NetlinkSocket, attribute_map, attributes, text
+from . import elements
+from . import kernel as k
+from .admission import Element, Granted, whole
+from .skeleton import EXEMPT, FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
 
 _RULE_DIGEST = 0x73
 _SET_SIZE = 0x73
@@ -222,12 +223,15 @@ def admissions(socket: NetlinkSocket, families: dict[int, Skeleton]) -> tuple[fr
 
 def exempted(socket: NetlinkSocket, families: dict[int, Skeleton]) -> frozenset[int]:
     """Where one of the tables lacks it, it is not."""
-    found = [
-        {int.from_bytes(key, "little") for piece in element_pieces(socket, family, EXEMPT) for key in elements.keys(piece, 4)}
-        for family, skeleton in families.items()
-        if EXEMPT in skeleton.sets
-    ]
-    return frozenset.intersection(*map(frozenset, found)) if len(found) == len(families) else frozenset()
+    if not all(EXEMPT in skeleton.sets for skeleton in families.values()):
+        return frozenset()
+    return frozenset.intersection(*(frozenset(_interfaces(socket, family)) for family in families))
+
+
+def _interfaces(socket: NetlinkSocket, family: int) -> Iterator[int]:
+    for piece in element_pieces(socket, family, EXEMPT):
+        for key in elements.keys(piece, 4):
+            yield int.from_bytes(key, "little")
 
 
 def _elements(family: int, name: str, shape: SetShape, piece: bytes) -> Iterator[Element]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.admission import Admission, Element
-from hostd.dataplane.nft.elements import Member
-from hostd.dataplane.nft.rules import statement
-from hostd.dataplane.nft.skeleton import FAMILIES, FROM, SKELETONS, TABLE, TO, Field, SetShape
-from hostd.dataplane.nft.statements import Statement
-from hostd.dataplane.nft.transaction import shape_of
-from hostd.ruleset import Guard, Rule, SetSpec
 from slash32.net import Address, Prefix, format_address
+
+from ...ruleset import Guard, Rule, SetSpec
+from . import kernel as k
+from .admission import Admission, Element
+from .elements import Member
+from .rules import statement
+from .skeleton import FAMILIES, FROM, SKELETONS, TABLE, TO, Field, SetShape
+from .statements import Statement
+from .transaction import shape_of
 
 
 @dataclass(frozen=True)

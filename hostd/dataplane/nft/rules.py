@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TypeVar
 
-from hostd.dataplane.nft.intervals import merge, prefix_interval, prefixes_of
-from hostd.dataplane.nft.statements import Draft, Statement
-from hostd.ruleset import (
+from slash32.net import version
+
+from ...ruleset import (
     Family,
     IcmpIs,
     InNets,
@@ -21,7 +21,8 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
-from slash32.net import version
+from .intervals import merge, prefix_interval, prefixes_of
+from .statements import Draft, Statement
 
 _T = TypeVar("_T")
 _RANK = {Family: 0, Protocol: 1, IcmpIs: 2, Ports: 3, InNets: 4, InSet: 5}

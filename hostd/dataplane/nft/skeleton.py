@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.statements import BIG, HOST, NONE, Draft, Statement
-from hostd.ruleset import GROUP_MASK, Guard
 from slash32.net import Prefix
+
+from ...ruleset import GROUP_MASK, Guard
+from . import kernel as k
+from .statements import BIG, HOST, NONE, Draft, Statement
 
 TABLE = "slash32"
 FAMILIES = {k.INET: "inet", k.ARP: "arp"}

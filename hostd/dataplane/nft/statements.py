@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.intervals import Interval, interval_elements
 from slash32.net import Address, Prefix, format_address
+
+from . import kernel as k
+from .intervals import Interval, interval_elements
 
 NFPROTO = {4: 2, 6: 10}
 SADDR = {4: 12, 6: 8}

@@ -2,13 +2,15 @@
 # netlink socket, which in owned mode also is what keeps others out of the tables. One thread.
 from __future__ import annotations
 
-from hostd.dataplane.netlink import NETLINK_NETFILTER, NetlinkSocket
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft import reading
-from hostd.dataplane.nft.reading import Actual, Dump
-from hostd.dataplane.nft.skeleton import SKELETONS, Skeleton
-from hostd.dataplane.nft.transaction import Transaction, TransactionRefused
-from hostd.ruleset import Guard
+from collections.abc import Iterable
+
+from ...ruleset import Guard
+from ..netlink import NETLINK_NETFILTER, NetlinkSocket
+from . import kernel as k
+from . import reading
+from .reading import Actual, Dump
+from .skeleton import SKELETONS, Skeleton
+from .transaction import Transaction, TransactionRefused
 
 _FAMILIES = tuple(SKELETONS)
 _OWNED = k.TABLE_OWNER | k.TABLE_PERSIST
@@ -49,11 +51,12 @@ class NftTable:
     def transaction(self) -> Transaction:
         return Transaction(self._socket)
 
-    def load(self) -> bool:
+    def load(self, exempt: Iterable[int] = ()) -> bool:
         """Make the skeleton stand, in one transaction, and say whether anything had to be written.
 
         Sets, chains, classes and admissions stay where the tables are of the right kind. Where not (owned instead of
         not owned, or the repair is refused), the tables are made anew and read() finds them empty of these.
+        `exempt` are interfaces that are to be let be from that transaction on.
         Raises TransactionRefused, with label None: the tables are as they were.
         """
         dumps = self._dumps()
@@ -62,6 +65,8 @@ class NftTable:
         repair = self.transaction()
         for family, skeleton in self._skeletons.items():
             self._repair(repair, family, skeleton, dumps[family])
+        for ifindex in exempt:
+            repair.exempt(ifindex, True, None)
         try:
             repair.commit()
         except TransactionRefused:

@@ -7,7 +7,8 @@ import struct
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
-from hostd.dataplane.netlink import (
+from ...ruleset import Rule, SetKind, SetSpec
+from ..netlink import (
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -18,13 +19,12 @@ from hostd.dataplane.netlink import (
     nest,
     text,
 )
-from hostd.dataplane.nft import elements
-from hostd.dataplane.nft import kernel as k
-from hostd.dataplane.nft.admission import Admission, Element
-from hostd.dataplane.nft.rules import statement
-from hostd.dataplane.nft.skeleton import EXEMPT, FROM, IP4, IP6, RESERVED_CHAINS, RESERVED_SETS, TABLE, TO, Base, SetShape
-from hostd.dataplane.nft.statements import Anonymous, Statement, host
-from hostd.ruleset import Rule, SetKind, SetSpec
+from . import elements
+from . import kernel as k
+from .admission import Admission, Element
+from .rules import statement
+from .skeleton import EXEMPT, FROM, IP4, IP6, RESERVED_CHAINS, RESERVED_SETS, TABLE, TO, Base, SetShape
+from .statements import Anonymous, Statement, host
 
 _BEGIN = struct.pack("=IHHIIBBH", 20, k.BATCH_BEGIN, 1, 0, 0, 0, 0, int.from_bytes(b"\0\x0a", "little"))
 _END = struct.pack("=IHHIIBBH", 20, k.BATCH_END, 1, 0, 0, 0, 0, int.from_bytes(b"\0\x0a", "little"))

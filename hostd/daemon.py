@@ -1,0 +1,231 @@
+# Owns: hostd as a process: its parts, its one loop, start and end. Everything is decided elsewhere (agent.py); here
+# descriptors become calls. Touches: selectors, the clock, signals, the status file, systemd's notification socket.
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from slash32.notify import notify
+from slash32.sync import Applied, Held
+
+from . import status
+from .agent import Agent
+from .calc import Calculation
+from .config import Config
+from .dataplane import monitor as kernel_says
+from .dataplane.host import Machine, boot_id
+from .dataplane.monitor import Monitor
+from .dataplane.netlink import Overrun
+from .ear import Ear
+from .exempt import listed
+from .feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
+from .inbox import Inbox
+from .journal import Journal
+from .memory import Memory
+from .plan import Limits
+from .settle import Settler
+from .world import absorb, world_of
+
+log = logging.getLogger("slash32.hostd")
+
+TICK = 0.5  # seconds
+AUDIT = 60.0  # seconds between looks at what sends no notification
+
+
+class Daemon:
+    """Built in order: state from disk, the kernel in step with it, then whoever may speak to us."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.machine = Machine(config)
+        kernel = self.machine.kernel  # watched before its first read: what changes meanwhile is told afterwards
+        self.monitor = Monitor(kernel.rtnl.port, kernel.table.port)
+        self.memory = Memory(Journal(config.state_dir / "hostd.state"), boot_id())
+        self.memory.recall()
+        self.memory.locals.verify(self._carrier_exists)
+        calc = Calculation.build(config.host, world_of(self.memory.replica), self.memory.locals)
+        knows = bool(self.memory.replica.epoch)
+        limits = Limits(config.group_base, prune=knows)
+        self.settler = Settler(kernel, calc, limits, config.guard_prefixes)
+        self.machine.prepare()
+        self.settler.resync()
+        self.feed = self._feed()
+        self.agent = Agent(calc, self.settler, self.feed, config.guard_prefixes)
+        self.agent.exempt.listed = set(listed())
+        self.agent.remember = self.memory.changed
+        self.ear = Ear(config.libvirt, self.agent, self._allow_pruning)
+        self.inbox = Inbox(config.run_dir / "hook.sock")
+        self._selector = selectors.DefaultSelector()
+        self._audited = self._retried = time.monotonic()
+        self._said = ""
+        self._running = True
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT. The kernel stays as it is: nothing is withdrawn at the end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self.inbox.register(self._selector)
+        self._register(self.ear.fileno(), self.ear.hear)
+        for fd in self.monitor.filenos():
+            self._register(fd, self._hear_kernel)
+        if self.feed is not None:
+            self._register(self.feed.fileno(), self._hear_dispatcher)
+        self._write_status()
+        notify("READY=1")
+        log.info("in step with the kernel: %d endpoints", len(self.settler.calc.desired.taps))
+        self.ear.watcher.start()
+        try:
+            while self._running:
+                self._turn()
+        finally:
+            notify("STOPPING=1")
+            self._close()
+
+    def _close(self) -> None:
+        self.ear.close()
+        self.inbox.close()
+        if self.feed is not None:
+            self.feed.close()
+        self.memory.close()
+
+    def _register(self, fd: int, hear: Callable[[float], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, hear)
+
+    def _stop(self, *_: object) -> None:
+        self._running = False
+
+    def _turn(self) -> None:
+        ready = self._selector.select(TICK)
+        now = time.monotonic()
+        for key, _ in ready:
+            if isinstance(key.data, Inbox):
+                for request in key.data.ready(key, now):
+                    self.ear.operations.hook(request, now)
+            else:
+                key.data(now)
+        if self.feed is not None:
+            self._dispatched(self.feed.tick(now), now)
+        self.agent.tick(now)
+        self.agent.settle()
+        if now - self._retried >= TICK:
+            self._retried = now
+            self._slow(now)
+        self._write_status()
+
+    def _slow(self, now: float) -> None:
+        """What need not be done in every turn."""
+        self.inbox.expire(now)
+        notify("WATCHDOG=1")
+        if self.settler.retry_due(now):
+            self.settler.retry(now)
+        if now - self._audited >= AUDIT:
+            self._audited = now
+            self.agent.dirty.merge(self.settler.audit())
+            self.agent.dirty.merge(self.settler.calc.collect_classes())
+            self.machine.keep()
+
+    # -- the dispatcher -------------------------------------------------------------------------------------------
+
+    def _hear_dispatcher(self, now: float) -> None:
+        assert self.feed is not None
+        self._dispatched(self.feed.ready(now), now)
+
+    def _dispatched(self, events: Iterable[FeedEvent], now: float) -> None:
+        """In order, but for what the replica already took: that is one change of the kernel, before any answer."""
+        batch = [event for event in events if isinstance(event, Applied)]
+        if batch:
+            self.memory.applied(batch)
+            self.agent.applied(batch[-1].revision, absorb(self.settler.calc, batch))
+            self._allow_pruning()
+        for event in events:
+            match event:
+                case Connected():
+                    log.info("connected to the dispatcher")
+                    self.agent.connected(now)
+                case Disconnected(reason):
+                    log.warning("no dispatcher: %s: the last state stays in force", reason)
+                    self.agent.disconnected()
+                case ClaimAnswer(seq, refused):
+                    self.agent.answered(seq, {r.key: r.message for r in refused}, now)
+                case Held(reason):
+                    log.error("held: %s: check the dispatcher, then run `slash32 adopt`", reason)
+                    self.agent.held = reason
+
+    def _allow_pruning(self) -> None:
+        """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard."""
+        if not self.settler.limits.prune and self.ear.complete and (self.feed is None or self.feed.in_sync):
+            self.settler.limits = self.settler.limits._replace(prune=True)
+            self.settler.resync()
+
+    # -- the kernel -----------------------------------------------------------------------------------------------
+
+    def _hear_kernel(self, _now: float) -> None:
+        try:
+            events = self.monitor.read()
+        except Overrun:
+            self.settler.resync()
+            return
+        for event in events:
+            if isinstance(event, kernel_says.RulesetChanged):
+                before = self.settler.counters.healed
+                self.settler.resync()
+                repairs = self.settler.counters.healed - before
+                log.warning("%s (pid %d) changed our tables: %d repairs", event.program, event.process, repairs)
+                break
+        for event in events:
+            self._kernel_said(event)
+
+    def _kernel_said(self, event: kernel_says.Event) -> None:
+        dirty, settler = self.agent.dirty, self.settler
+        match event:
+            case kernel_says.LinkSeen(link):
+                dirty.merge(settler.link_seen(link))
+                guarded = link.name.startswith(self.config.guard_prefixes) and not link.master
+                if guarded and self.agent.locals.carried_by(link.ifindex) is None:
+                    self.ear.stranger(link.ifindex)
+            case kernel_says.LinkGone():
+                self.ear.link_gone(event.ifindex)
+                dirty.merge(settler.link_gone(event.ifindex))
+            case kernel_says.RouteGone(route):
+                dirty.merge(settler.route_gone(route))
+            case kernel_says.RouteSeen(route):
+                dirty.merge(settler.route_seen(route))
+            case kernel_says.RouteOverwritten(prefix):
+                dirty.merge(settler.route_lost(prefix))
+            case kernel_says.NeighbourGone(neighbour):
+                dirty.merge(settler.neighbour_gone(neighbour))
+            case kernel_says.AddressGone(address):
+                dirty.merge(settler.gateway_gone(address.ifindex))
+            case kernel_says.NetconfChanged(ifindex):
+                dirty.merge(settler.sysctls_changed(ifindex))
+                self.machine.keep()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _feed(self) -> Feed | None:
+        config = self.config
+        if not config.dispatcher:
+            return None
+        keys = config.state_dir / "hostd.key"
+        where = FeedConfig(config.dispatcher, config.dispatcher_key, keys, config.addresses)
+        return Feed(where, self.memory.replica)
+
+    def _carrier_exists(self, tap: str, ifindex: int) -> bool:
+        link = self.machine.kernel.link(ifindex)
+        return link is not None and link.name == tap
+
+    def _write_status(self) -> None:
+        text = json.dumps(status.of(self.agent, os.getpid(), self.memory.trouble), sort_keys=True)
+        if text != self._said:
+            self._said = text
+            path = self.config.run_dir / "hostd.status"
+            fresh = path.with_suffix(".new")
+            fresh.write_text(text)
+            fresh.replace(path)

@@ -1,0 +1,69 @@
+# Owns: the host as a whole, as far as slash32 changes it: the guard, forwarding, and what stood before us.
+# Touches: the kernel through its door, and the note of how the host forwarded when slash32 first came.
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from ..config import Config
+from . import sysctl, uplink
+from .kernel import Kernel
+from .nft.table import supports_owner_persist
+from .uplink import Forwarding
+
+_OWNED_TABLE = b"table inet slash32-probe { flags owner,persist; }\n"
+
+
+class Machine:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.before = self._forwarding_before()
+        guard = config.guard(drop_transit=not self.before.v4 or not self.before.v6)
+        self.owned = {"yes": True, "no": False}.get(config.table_owner, may_own())
+        self.kernel = Kernel(guard, self.owned)
+
+    def prepare(self) -> None:
+        """The guard stands, then the host forwards. Raises TransactionRefused, OSError."""
+        self.kernel.load()
+        self.keep()
+
+    def keep(self) -> None:
+        """Forwarding and its limits as they should be; writes what differs."""
+        links = self.kernel.rtnl.links()
+        uplink.switch_on(uplink.uplinks(links, self.kernel.guard), self.before)
+        sysctl.write_all(sysctl.host_sysctls())
+
+    def _forwarding_before(self) -> Forwarding:
+        """How the host forwarded before slash32, written down when it first runs: afterwards nothing tells it."""
+        note = self.config.state_dir / "forwarding-before"
+        try:
+            return Forwarding(**json.loads(note.read_text()))
+        except FileNotFoundError:
+            found = uplink.forwarding()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        fresh = note.with_suffix(".new")
+        fresh.write_text(json.dumps(found._asdict()))
+        fresh.replace(note)
+        return found
+
+
+def boot_id() -> str:
+    """Interface indexes mean nothing beyond it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def may_own() -> bool:
+    """Kernel and nft both know tables that outlive their owner.
+
+    Debian 12's nft (1.0.6) lists such a table as `flags ` and nothing, which does not load again.
+    """
+    if not supports_owner_persist():
+        return False
+    try:
+        done = subprocess.run(
+            ["nft", "-c", "-f", "-"], input=_OWNED_TABLE, capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

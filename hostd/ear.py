@@ -1,0 +1,87 @@
+# Owns: what libvirt's events and scans mean for the agent. The watcher's threads only post; everything is taken here,
+# on hostd's own thread. Touches: a queue and the eventfd that says there is something in it.
+from __future__ import annotations
+
+import logging
+import os
+import queue
+from collections.abc import Callable
+
+from .agent import Agent
+from .operations import Operations
+from .sightings import BadTag, Gone, Lost, Runs, Scanned, Seen, Stopped, Suspended, Unread, WatchEvent
+from .watch import Watcher
+
+log = logging.getLogger("slash32.hostd")
+
+
+class Ear:
+    """Register `fileno()`; call `hear` when it is readable."""
+
+    def __init__(self, uris: tuple[str, ...], agent: Agent, scanned: Callable[[], None]) -> None:
+        """`scanned` is called after each scan; `complete` then says whether every driver had one."""
+        self.watcher = Watcher(uris, self._post)
+        self.agent = agent
+        self.operations = Operations(agent, self.watcher.rescan)
+        self._drivers: set[str] = set()
+        self._expected = len(uris)
+        self._after_scan = scanned
+        self._events: queue.SimpleQueue[WatchEvent] = queue.SimpleQueue()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._strangers: set[int] = set()
+
+    def fileno(self) -> int:
+        return self._bell
+
+    def close(self) -> None:
+        self.watcher.stop()
+
+    @property
+    def complete(self) -> bool:
+        return len(self._drivers) >= self._expected
+
+    def hear(self, now: float) -> None:
+        os.eventfd_read(self._bell)
+        while not self._events.empty():
+            self._take(self._events.get(), now)
+
+    def stranger(self, ifindex: int) -> None:
+        """A guarded link that no hook told of: a NIC hot-plugged into a container shows itself nowhere else."""
+        if ifindex not in self._strangers:
+            self._strangers.add(ifindex)
+            self.watcher.rescan()
+
+    def link_gone(self, ifindex: int) -> None:
+        self._strangers.discard(ifindex)
+
+    def _post(self, event: WatchEvent) -> None:
+        """On the watcher's threads."""
+        self._events.put(event)
+        os.eventfd_write(self._bell, 1)
+
+    def _take(self, event: WatchEvent, now: float) -> None:
+        operations = self.operations
+        match event:
+            case Seen():
+                if not operations.ended(event.domain.uuid, now):
+                    self.agent.seen(event.domain, event.migrating, now)
+            case BadTag():
+                self.agent.bad_tag(event.uuid, event.message)
+            case Runs():
+                self.agent.runs(event.uuid, now)
+            case Suspended():
+                if event.migrated:
+                    self.agent.migrated_away(event.uuid)
+            case Stopped() | Gone():
+                if not operations.beginning(event.uuid, now):
+                    self.agent.released(event.uuid)
+            case Scanned():
+                began = event.began
+                self.agent.scanned(event.driver, event.uuids, lambda uuid: operations.began_after(uuid, began))
+                operations.forget(now)
+                self._drivers.add(event.driver)
+                self._after_scan()
+            case Unread():
+                log.warning("domain %s: libvirt does not show it: %s", event.uuid, event.reason)
+            case Lost():
+                log.warning("libvirt %s: %s: its guests' network stays as it is", event.driver, event.reason)

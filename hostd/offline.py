@@ -1,0 +1,75 @@
+# Owns: the answers to "what should the kernel hold, what would change?" from the last state on disk, beside a running
+# hostd or without one. Changes nothing. Touches: reads the journal and the kernel.
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slash32.net import format_address
+
+from .calc import Calculation
+from .config import Config
+from .dataplane.host import Machine, boot_id
+from .dataplane.nft.admission import Admission
+from .dataplane.nft.render import Content, render
+from .desired import ClassChains, Desired
+from .forwarding import Route, TapAddress
+from .journal import Journal
+from .memory import Memory
+from .plan import Limits, describe
+from .settle import Settler
+from .world import world_of
+
+
+def compiled(config: Config) -> str:
+    """The packet filter as `nft -f` takes it, then links, neighbours and routes as `ip` commands."""
+    desired = _calculation(config).desired
+    numbers = {chains: config.group_base + 1 + at for at, chains in enumerate(_classes(desired))}
+    content = Content(
+        sets=desired.sets,
+        members={name: list(desired.members(name)) for name in desired.sets},
+        chains=dict(sorted(desired.chains.items(), key=lambda item: item[0].startswith(("from-", "to-")))),
+        classes={group: (chains.egress, chains.ingress) for chains, group in numbers.items()},
+        admissions=[Admission(t.ifindex, t.mac, t.addresses, t.prefixes) for t in desired.taps.values()],
+    )
+    ruleset = render(Machine(config).kernel.guard, content)
+    return ruleset + "".join(f"# ip {line}\n" for line in _ip_commands(desired, numbers))
+
+
+def pending(config: Config) -> list[str]:
+    """What a resync would do now, one line each."""
+    calc = _calculation(config)
+    machine = Machine(config)
+    settler = Settler(machine.kernel, calc, Limits(config.group_base), config.guard_prefixes)
+    return [describe(op) for op in settler.pending()]
+
+
+def _calculation(config: Config) -> Calculation:
+    memory = Memory(Journal(config.state_dir / "hostd.state"), boot_id())
+    memory.recall(read_only=True)
+    return Calculation.build(config.host, world_of(memory.replica), memory.locals)
+
+
+def _classes(desired: Desired) -> list[ClassChains]:
+    return sorted({tap.chains for tap in desired.taps.values()})
+
+
+def _ip_commands(desired: Desired, numbers: dict[ClassChains, int]) -> Iterator[str]:
+    names = {tap.ifindex: tap.name for tap in desired.taps.values()}
+    for tap in desired.taps.values():
+        gateway = TapAddress(tap.ifindex)
+        yield f"address replace {format_address(gateway.address)}/{gateway.length} dev {tap.name} nodad"
+        for address in tap.addresses:
+            yield f"neighbour replace {format_address(address)} lladdr {tap.mac.hex(':')} dev {tap.name} nud permanent"
+    for route in desired.routes.values():
+        yield f"route replace {_way(route, names)} proto 132"
+    for tap in desired.taps.values():
+        yield f"link set {tap.name} group {numbers[tap.chains]}"
+
+
+def _way(route: Route, names: dict[int, str]) -> str:
+    words = [str(route.prefix)]
+    if route.via is not None:
+        words += ["via", format_address(route.via)]
+    if route.oif:
+        words += ["dev", names.get(route.oif, "lo")]
+    return " ".join(words + ["onlink"] * route.onlink)
