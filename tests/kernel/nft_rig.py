@@ -8,9 +8,10 @@ import socket
 from dataclasses import dataclass, field
 
 from frames import Frame, same_packet
+from netns import Namespace, eventually, run
+
 from hostd.dataplane.nft import Admission, NftTable
 from hostd.ruleset import Guard, Rule, Verdict
-from netns import Namespace, eventually, run
 from slash32.net import Address, parse_address, parse_prefix
 
 BASE = Guard().group_base
@@ -103,7 +104,8 @@ class Rig:
         port = _port(number, name, self.far)
         port.v4, port.v6 = v4, v6
         for version, own in ((4, v4), (6, v6)):
-            run("ip", f"-{version}", "neigh", "replace", own, "lladdr", port.mac.hex(":"), "dev", name, "nud", "permanent")
+            known = "lladdr", port.mac.hex(":"), "dev", name, "nud", "permanent"
+            run("ip", f"-{version}", "neigh", "replace", own, *known)
             run("ip", f"-{version}", "route", "add", own, "dev", name)
         return port
 

@@ -1,6 +1,8 @@
 # Owns: generated and hand-picked filters for the nf_tables tests, and how to bring one into a kernel.
 from __future__ import annotations
 
+from hypothesis import strategies as st
+
 from hostd.dataplane.nft import Admission, Content, NftTable, disjoint
 from hostd.ruleset import (
     Family,
@@ -18,7 +20,6 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
-from hypothesis import strategies as st
 from slash32.net import Prefix, pack_mac, parse_address, parse_prefix
 from slash32.policy import Icmp, PortRange
 
@@ -110,9 +111,10 @@ def fixed() -> Content:
     """Every kind of match, by hand."""
     src, dst = Side.SRC, Side.DST
     web = parse_prefix("10.0.0.0/24"), parse_prefix("10.0.1.0/25"), parse_prefix("10.0.9.1/32")
+    dns = Ports(dst, (PortRange(53, 53), PortRange(5000, 5100)), True)
     low = [
         Rule((Family(4), Protocol(6), Ports(dst, (PortRange(80, 80),))), Verdict.ACCEPT, "policy web ingress 1"),
-        Rule((Protocol(17), Ports(dst, (PortRange(53, 53), PortRange(5000, 5100)), True)), Verdict.DROP, 'a "quoted" \n'),
+        Rule((Protocol(17), dns), Verdict.DROP, 'a "quoted" \n'),
         Rule((Protocol(6), Ports(src, (PortRange(0, 65535),)), Ports(dst, (PortRange(1, 2),), True)), Verdict.ACCEPT),
         Rule((Family(4), InSet(src, "s-addr4", SetKind.ADDR4)), Verdict.ACCEPT, "é"),
         Rule((Family(6), InSet(dst, "s-net6", SetKind.NET6, True)), Verdict.DROP),

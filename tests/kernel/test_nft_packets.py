@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from frames import ACK, BROADCAST, SYN, SYN_ACK, Frame, arp, solicitation
-from hostd.dataplane.nft import NftTable
-from hostd.ruleset import Guard
 from netns import Namespace, run
 from nft_rig import BASE, DEAF, HOST4, HOST6, OPEN, SILENT, Port, Rig, mac
+
+from hostd.dataplane.nft import NftTable
+from hostd.ruleset import Guard
 
 LINK_LOCAL = "fe80::5054:ff:fe00:1"
 
@@ -406,7 +407,8 @@ def test_a_tap_in_a_bridge_is_not_touched(netns: Namespace, peer: Namespace, dro
     assert rig.crosses(rig.alice, honest.udp(1, 3), rig.outside), "through the bridge to the outside"
     assert rig.crosses(rig.outside, rig.outside.to(rig.alice).udp(1, 4), rig.alice), "and in"
     run("ip", "link", "set", "vnet1", "nomaster")
-    assert not rig.crosses(rig.alice, honest.but(to_mac=rig.alice.host_mac).udp(1, 5), rig.outside), "out of it: guarded"
+    alone = honest.but(to_mac=rig.alice.host_mac)
+    assert not rig.crosses(rig.alice, alone.udp(1, 5), rig.outside), "out of the bridge it is guarded"
     rig.close()
 
 
@@ -422,3 +424,31 @@ def test_transit_between_foreign_interfaces(netns: Namespace, peer: Namespace, v
     assert rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, 2), inside), "a router stays one"
     router.close()
     rig.close()
+
+
+def test_an_exempt_interface_is_let_be(rig: Rig) -> None:
+    rig.group(rig.alice, 0)
+    forged = rig.alice.to(rig.outside).but(source="10.65.0.77")
+    question = arp(rig.alice.mac, 1, (rig.alice.mac, "10.65.0.77"), HOST4)
+    run("ip", "route", "add", "10.65.0.77", "dev", "vnet1")
+
+    def free(port: int) -> list[bool]:
+        return [
+            rig.crosses(rig.alice, forged.udp(1, port), rig.outside),
+            _receives(rig, rig.alice, forged.but(target=HOST4).udp(1, 53), 53),
+            bool(rig.answer(rig.alice, question)),
+            rig.crosses(rig.outside, rig.outside.to(rig.alice).udp(1, port), rig.alice),
+        ]
+
+    def exempt(on: bool) -> None:
+        change = rig.table.transaction()
+        change.exempt(rig.alice.ifindex, on, 0)
+        change.commit()
+
+    assert free(1) == [False] * 4
+    exempt(True)
+    assert rig.table.read().exempt == {rig.alice.ifindex}
+    assert free(2) == [True] * 4
+    assert not rig.crosses(rig.alice, forged.but(target=rig.bob.v4).but(source="10.65.0.2").udp(1, 2), rig.carol)
+    exempt(False)
+    assert free(3) == [False] * 4

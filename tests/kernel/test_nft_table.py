@@ -8,6 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from netns import Namespace, run
+from nft_samples import GUARD, contents, fixed, prefixes, write
+
 from hostd.dataplane.netlink import NETLINK_NETFILTER, NetlinkSocket
 from hostd.dataplane.nft import (
     Actual,
@@ -20,10 +25,6 @@ from hostd.dataplane.nft import (
     supports_owner_persist,
 )
 from hostd.ruleset import Guard, InSet, Jump, Rule, SetKind, SetSpec, Side, Verdict
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from netns import Namespace, run
-from nft_samples import GUARD, contents, fixed, prefixes, write
 from slash32.net import parse_address, parse_prefix
 
 COUNT = 300 if os.environ.get("SLASH32_COUNTS") == "full" else 30
@@ -175,13 +176,13 @@ def test_a_rule_deleted_or_added_by_others_shows(table: NftTable) -> None:
 
 
 def test_foreign_objects_in_our_table_show_and_go(table: NftTable) -> None:
-    run("nft", "add", "set", "inet", "slash32", "odd", "{ type ether_addr; }")
+    run("nft", "add", "set", "inet", "slash32", "a-odd", "{ type ether_addr; }")
     run("nft", "add", "chain", "inet", "slash32", "odd-chain", "{ type filter hook forward priority 5; }")
     actual = table.read()
-    assert actual.sets == {"odd": None}
+    assert actual.sets == {"a-odd": None}
     assert actual.chains == {"odd-chain": ()}
     change = table.transaction()
-    change.delete_set("odd", 1)
+    change.delete_set("a-odd", 1)
     change.delete_chain("odd-chain", 2)
     change.commit()
     assert table.read() == Actual(skeleton_ok=True)
@@ -238,7 +239,7 @@ def test_refusal_names_the_label_and_changes_nothing(table: NftTable) -> None:
     write(table, fixed())
     before = table.read()
     change = table.transaction()
-    change.add_set("new", SetSpec(SetKind.ADDR4, 4), "first")
+    change.add_set("a-new", SetSpec(SetKind.ADDR4, 4), "first")
     change.add_members("missing", SetKind.ADDR4, [bytes(4)], ("the", "second"))
     change.put_chain("c1-to", [DROP], "third")
     with pytest.raises(TransactionRefused) as refused:
@@ -248,9 +249,9 @@ def test_refusal_names_the_label_and_changes_nothing(table: NftTable) -> None:
     assert "missing" in str(refused.value)
     assert table.read() == before
     change = table.transaction()
-    change.add_set("new", SetSpec(SetKind.ADDR4, 4), "first")
+    change.add_set("a-new", SetSpec(SetKind.ADDR4, 4), "first")
     change.commit()
-    assert "new" in table.read().sets
+    assert "a-new" in table.read().sets
 
 
 @pytest.mark.parametrize(
@@ -260,10 +261,10 @@ def test_refusals(table: NftTable, label: str, number: int) -> None:
     write(table, fixed())
     change = table.transaction()
     if label == "full":
-        change.add_set("small", SetSpec(SetKind.ADDR4, 4), "set")
-        change.add_members("small", SetKind.ADDR4, [bytes([10, 0, 0, n]) for n in range(5)], label)
+        change.add_set("a-small", SetSpec(SetKind.ADDR4, 4), "set")
+        change.add_members("a-small", SetKind.ADDR4, [bytes([10, 0, 0, n]) for n in range(5)], label)
     elif label == "unknown chain":
-        change.put_chain("c9", [DROP, Rule((), Jump("nowhere"))], label)
+        change.put_chain("c-9", [DROP, Rule((), Jump("nowhere"))], label)
     else:
         change.delete_chain("c1-from", label)
     with pytest.raises(TransactionRefused) as refused:
@@ -273,10 +274,10 @@ def test_refusals(table: NftTable, label: str, number: int) -> None:
 
 def test_circle_of_jumps_is_refused(table: NftTable) -> None:
     change = table.transaction()
-    change.put_chain("a", [], "a")
-    change.put_chain("b", [Rule((), Jump("a"))], "b")
-    change.put_chain("a", [Rule((), Jump("b"))], "again")
-    change.put_class(GUARD.group_base + 1, "a", "b", "class")
+    change.put_chain("a-1", [], "a")
+    change.put_chain("b-1", [Rule((), Jump("a-1"))], "b")
+    change.put_chain("a-1", [Rule((), Jump("b-1"))], "again")
+    change.put_class(GUARD.group_base + 1, "a-1", "b-1", "class")
     with pytest.raises(TransactionRefused):
         change.commit()
     assert table.read() == Actual(skeleton_ok=True)
@@ -288,6 +289,9 @@ def test_names_of_the_skeleton_are_refused(table: NftTable) -> None:
         change.put_chain("guest-from", [], 1)
     with pytest.raises(ValueError, match="skeleton"):
         change.add_set("macs", SetSpec(SetKind.ADDR4, 4), 1)
+    for name in ("all", "a b-c", "-x", "a-\n", "a-" + "b" * 120):
+        with pytest.raises(ValueError, match="no name"):
+            change.put_chain(name, [], 1)
     with pytest.raises(ValueError, match="kind net4"):
         change.add_members("x", SetKind.NET4, [parse_prefix("fd00::/8")], 1)
     with pytest.raises(ValueError, match="4-byte"):
@@ -303,16 +307,16 @@ def test_net_set_moves_between_any_two_states(netns: Namespace, states: list[set
     table = NftTable(GUARD)
     table.load()
     change = table.transaction()
-    change.add_set("nets", SetSpec(SetKind.NET4, 64), 0)
+    change.add_set("a-nets", SetSpec(SetKind.NET4, 64), 0)
     change.commit()
     held: frozenset = frozenset()
     for state in states:
         wanted = disjoint(state)
         change = table.transaction()
-        change.delete_members("nets", SetKind.NET4, held - wanted, "delete")
-        change.add_members("nets", SetKind.NET4, wanted - held, "add")
+        change.delete_members("a-nets", SetKind.NET4, held - wanted, "delete")
+        change.add_members("a-nets", SetKind.NET4, wanted - held, "add")
         change.commit()
-        assert table.read().members["nets"] == wanted
+        assert table.read().members["a-nets"] == wanted
         held = wanted
     table.close()
     run("nft", "flush", "ruleset")
@@ -326,14 +330,14 @@ def test_hundred_thousand_members_in_one_transaction(table: NftTable, kind: SetK
     if kind in (SetKind.NET4, SetKind.NET6):
         members = [parse_prefix("0.0.0.0/0")._replace(network=m, length=8 * width - 2) for m in members]
     change = table.transaction()
-    change.add_set("big", SetSpec(kind, 131072), 0)
-    change.add_members("big", kind, members, 1)
+    change.add_set("a-big", SetSpec(kind, 131072), 0)
+    change.add_members("a-big", kind, members, 1)
     change.commit()
-    assert table.read().members["big"] == frozenset(members)
+    assert table.read().members["a-big"] == frozenset(members)
     change = table.transaction()
-    change.delete_members("big", kind, members, 2)
+    change.delete_members("a-big", kind, members, 2)
     change.commit()
-    assert table.read().members["big"] == frozenset()
+    assert table.read().members["a-big"] == frozenset()
 
 
 def test_chain_is_replaced_in_place(table: NftTable) -> None:
@@ -387,7 +391,8 @@ def test_owned_table_stands_against_others_and_is_adopted(netns: Namespace) -> N
         assert child.stdout.readline() == b"up\n"
         run("nft", "flush", "ruleset")
         assert heir.read().chains == _expected(fixed()).chains
-        refused = subprocess.run(["nft", "flush", "chain", "inet", "slash32", "p-web-in"], capture_output=True, check=False)
+        meddle = ["nft", "flush", "chain", "inet", "slash32", "p-web-in"]
+        refused = subprocess.run(meddle, capture_output=True, check=False)
         assert refused.returncode
         with pytest.raises(TransactionRefused) as not_yours:
             heir.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from .rules import statement
 from .skeleton import EXEMPT, FROM, IP4, IP6, RESERVED_CHAINS, RESERVED_SETS, TABLE, TO, Base, SetShape
 from .statements import Anonymous, Statement, host
 
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]*-[A-Za-z0-9_.-]+")
 _BEGIN = struct.pack("=IHHIIBBH", 20, k.BATCH_BEGIN, 1, 0, 0, 0, 0, int.from_bytes(b"\0\x0a", "little"))
 _END = struct.pack("=IHHIIBBH", 20, k.BATCH_END, 1, 0, 0, 0, 0, int.from_bytes(b"\0\x0a", "little"))
 _FIELD = {SetKind.ADDR4: IP4, SetKind.NET4: IP4, SetKind.ADDR6: IP6, SetKind.NET6: IP6}
@@ -270,5 +272,8 @@ def _pieces(items: Sequence[bytes]) -> Iterable[bytes]:
 
 
 def _free(name: str, reserved: frozenset[str]) -> None:
+    """A word of nft's grammar as a name (`all`) would load here, and make every later listing fail to load."""
     if name in reserved:
         raise ValueError(f"{name} is the skeleton's own name: choose another for a chain or set of a policy")
+    if len(name) > 120 or not _NAME.fullmatch(name):
+        raise ValueError(f"{name[:200]!r} is no name for a chain or set: write it like pi-web")
