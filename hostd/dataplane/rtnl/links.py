@@ -55,7 +55,7 @@ def decode(body: bytes) -> Link:
     info = attribute_map(found.get(_IFLA_LINKINFO, b""))
     return Link(
         ifindex,
-        found[_IFLA_IFNAME].rstrip(b"\0").decode(errors="replace"),
+        found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
         int.from_bytes(found.get(_IFLA_GROUP, b""), sys.byteorder),
         found.get(_IFLA_ADDRESS, b""),
         bool(flags & _IFF_UP),
