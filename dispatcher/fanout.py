@@ -45,8 +45,8 @@ class Fanout:
             self._lose(name, key)
         del self.publishers[name], self._digests[name]
 
-    def publish(self, revision: int, batch: Batch) -> list[tuple[str, Frames]]:
-        """What is to be sent now for a commit; the rest waits behind the windows."""
+    def publish(self, revision: int, batch: Batch) -> list[tuple[str, Frames | None]]:
+        """The connected hosts that a commit concerns; None for those where it waits behind the window."""
         common: list[Edit] = []
         mine: dict[str, list[Edit]] = {}
         for change in batch.changes:
@@ -61,12 +61,12 @@ class Fanout:
         self._interest(batch, mine)
         for key in [c.key for c in batch.changes if isinstance(c, Delete)]:
             self._tidy(key)
-        out: list[tuple[str, Frames]] = []
+        out: list[tuple[str, Frames | None]] = []
         for host in self.publishers if common else mine:
-            edits = common if host not in mine else mine[host] + common if common else mine[host]
-            frames = self.publishers[host].push(revision, self.digest(host), edits)
-            if frames is not None:
-                out.append((host, frames))
+            publisher = self.publishers[host]
+            if publisher.live:
+                edits = common if host not in mine else mine[host] + common
+                out.append((host, publisher.push(revision, self.digest(host), edits)))
         return out
 
     def _edit(self, change: Change) -> tuple[Edit, int]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from slash32 import selector as selectors
@@ -103,13 +103,17 @@ class Registry:
 
     def report_addresses(self, name: str, addresses: tuple[Address, ...]) -> str | None:
         """What the host says its next hops are, where its resource names none. The refusal, in one line."""
-        for prefix in map(_whole, addresses):
-            for _, other in self.ownership.overlapping(prefix):
-                if other.key is not None or other.host != name:
-                    return f"host {name} names {prefix} as its own, which is in use by {other}"
+        for conflict in self.next_hop_conflicts(name, addresses):
+            return f"host {name}: names an address as its own that is not: {conflict}"
         self.reported[name] = addresses
         self._set_next_hops(name)
         return None
+
+    def next_hop_conflicts(self, name: str, addresses: tuple[Address, ...]) -> Iterator[str]:
+        for prefix in map(_whole, addresses):
+            for _, other in self.ownership.overlapping(prefix):
+                if other.key is not None or other.host != name:
+                    yield f"{what(prefix)} is in use by {other}"
 
     def _set_next_hops(self, name: str) -> None:
         host = self.hosts.get(name)
@@ -223,7 +227,7 @@ class Registry:
             self.ownership.remove(owner, prefix)
             self._route(prefix, claimed.host, -1)
 
-    def of_host(self, name: str) -> Iterable[EndpointKey]:
+    def of_host(self, name: str) -> Set[EndpointKey]:
         return self._by_host.get(name, set())
 
     def _labels(self, endpoint: Endpoint) -> Labels:

@@ -152,7 +152,8 @@ class Store:
         try:
             yield
         except (sqlite3.Error, OSError, KeyError, ValueError, TypeError, msgpack.UnpackException) as e:
-            hint = "another dispatcher uses it" if "locked" in str(e) else "check its disk, owner and mode, or restore it"
+            locked = "locked" in str(e)
+            hint = "another dispatcher uses it" if locked else "check its disk, owner and mode, or restore it"
             raise StoreError(f"{self.path}: the database {what} ({_line(e)}): {hint}") from None
 
 

@@ -11,7 +11,6 @@ import zmq
 
 from slash32.errors import Slash32Error
 
-
 _HEAD = "# CURVE key pair of this machine. The secret stays here; `public` is what others are told.\n"
 
 
@@ -71,6 +70,8 @@ def _create(path: Path) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(fd)
+                if os.geteuid() == 0:  # root asks for the key of a daemon that is not root: the directory is its own
+                    os.fchown(fd, path.parent.stat().st_uid, path.parent.stat().st_gid)
             try:
                 os.link(fresh, path)
             except FileExistsError:

@@ -16,7 +16,7 @@ from .client import CallError, Client
 from .files import Checked, check, check_text, duplicates, expand, is_xml
 from .waiting import Outcome, follow, terminal_progress
 
-SOCKET = "/run/slash32/dispatcher.sock"
+SOCKET = "/run/slash32-dispatcher/api.sock"
 FILE_HELP = "A file, a directory, or - (standard input)."
 OUTPUT = click.option(
     "-o", "--output", type=click.Choice(["table", "wide", "yaml", "json"]), default="table", show_default=True

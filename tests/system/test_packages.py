@@ -26,7 +26,7 @@ UNITS = ("slash32-guard", "slash32-hostd", "slash32-dispatcher")
 TAGGED = b"<domain><metadata><endpoint xmlns='urn:slash32:domain:1'/></metadata></domain>".decode()
 # What differs between two looks at an idle Debian, too.
 LIVELY = r"-path /var/cache -o -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/lib/libvirt"
-NOISE = r"-name __pycache__ -o -name random-seed -o -name credential.secret -o -name timesync -o -name '*-' -o -name .pwd*"
+NOISE = r"-name __pycache__ -o -name random-seed -o -name credential.* -o -name timesync -o -name '*-' -o -name .pwd*"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a rack needs root")
 
@@ -152,6 +152,9 @@ def test_files_and_modes(node: Node) -> None:
         "/etc/slash32": "755 root",
         "/etc/slash32/hostd.toml": "644 root",
         "/etc/slash32/dispatcher.toml": "644 root",
+        "/run/slash32-dispatcher/api.sock": "660 slash32",
+        "/run/slash32/hook.sock": "600 root",
+        "/var/lib/slash32": "700 root",
         HOOKS[0]: "755 root",
         HOOKS[1]: "755 root",
         "/etc/iproute2/rt_protos.d/slash32.conf": "644 root",

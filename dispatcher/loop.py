@@ -1,0 +1,258 @@
+# Owns: the dispatcher's one thread: hosts' socket, authentication, operators' commands, time. Touches: zmq, signals'
+# wake-up, systemd's notify socket. Everything that is decided is decided in the core.
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from slash32 import wire
+from slash32.errors import Slash32Error
+from slash32.keys import KeyPair
+
+from . import operators
+from .core import Core
+from .zap import DOMAIN, Zap
+
+if TYPE_CHECKING:
+    Context = zmq.Context[zmq.Socket[bytes]]
+
+log = logging.getLogger("slash32.dispatcher")
+
+SWEEP = 5.0  # seconds
+AT_ONCE = 2000  # messages that one commit takes together
+BIG = 64 << 10  # frames from this size are handed to zmq without a copy
+
+
+class ListenError(Slash32Error):
+    """One line."""
+
+
+@dataclass(slots=True)
+class _Waiter:
+    revision: int
+    until: float
+    future: Future[Any]
+
+
+@dataclass(slots=True)
+class _Command:
+    run: Callable[[Core], Any]
+    future: Future[Any]
+    result: Any = None
+    error: Exception | None = None
+
+
+class Loop:
+    def __init__(self, core: Core, listen: str, keys: KeyPair) -> None:
+        """Raises ListenError."""
+        self.core = core
+        self._stop = False
+        self._commands: queue.SimpleQueue[_Command | _Waiter] = queue.SimpleQueue()
+        self._waiters: list[_Waiter] = []
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._swept = 0.0
+        self._context: Context = zmq.Context(io_threads=2)
+        self._zap = Zap(self._context)
+        self._router = self._listen(listen, keys)
+        self._poller = zmq.Poller()
+        for waited in (self._router, self._zap.socket, self._wake_out):
+            self._poller.register(waited, zmq.POLLIN)
+
+    def _listen(self, listen: str, keys: KeyPair) -> zmq.Socket[bytes]:
+        s = self._context.socket(zmq.ROUTER)
+        s.curve_server = True
+        s.curve_secretkey, s.curve_publickey = keys.secret.encode(), keys.public.encode()
+        s.zap_domain = DOMAIN
+        for option, value in (
+            (zmq.LINGER, 0), (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.HANDSHAKE_IVL, 10_000), (zmq.BACKLOG, 4096),
+            (zmq.ROUTER_MANDATORY, 1), (zmq.ROUTER_HANDOVER, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 1000),
+            (zmq.HEARTBEAT_IVL, 5_000), (zmq.HEARTBEAT_TIMEOUT, 15_000), (zmq.HEARTBEAT_TTL, 15_000), (zmq.IPV6, 1),
+            (zmq.ZAP_ENFORCE_DOMAIN, 1),
+        ):  # fmt: skip
+            s.setsockopt(option, value)
+        try:
+            s.bind(listen)
+        except zmq.ZMQError as e:
+            s.close()
+            raise ListenError(f"cannot listen on {listen}: {e}") from None
+        return s
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that was chosen."""
+        return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    # -- from other threads and from signal handlers ----------------------------------------------------------------
+
+    def submit(self, run: Callable[[Core], Any]) -> Future[Any]:
+        """Run it between two messages; the result comes after the commit that makes it durable."""
+        command = _Command(run, Future())
+        self._commands.put(command)
+        self._wake()
+        return command.future
+
+    def wait(self, revision: int, seconds: float) -> Future[Any]:
+        """The revision's progress, when all hosts have it or time is up."""
+        waiter = _Waiter(revision, time.monotonic() + seconds, Future())
+        self._commands.put(waiter)
+        self._wake()
+        return waiter.future
+
+    def stop(self) -> None:
+        self._stop = True
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"x")
+        except BlockingIOError:
+            return  # full: it is awake enough
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until `stop`. Raises StoreError when the disk fails: nothing that was not durable was told to anybody."""
+        watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        notify("READY=1")
+        patted = time.monotonic()
+        while not self._stop:
+            ready = dict(self._poller.poll(self._patience(watchdog)))
+            now = time.monotonic()
+            while self._zap.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+                self._zap.answer(self.core.keys, now)
+            if self._router in ready:
+                self._take_messages()
+            commands = self._take_commands() if self._wake_out.fileno() in ready else []
+            if now - self._swept >= SWEEP:
+                self._swept = now
+                self.core.sweep()
+            self._flush(commands)
+            self._serve_waiters()
+            if watchdog and now - patted >= watchdog:
+                patted = now
+                notify("WATCHDOG=1")
+        notify("STOPPING=1")
+
+    def close(self) -> None:
+        """Answers whoever waits, and says no to what has come since."""
+        self._take_commands()
+        for waiting in self._waiters:
+            waiting.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
+        self._wake_in.close()
+        self._wake_out.close()
+        self._router.close(0)
+        self._zap.socket.close(0)
+        self._context.term()
+
+    def _patience(self, watchdog: float) -> int:
+        """Milliseconds."""
+        until = min((w.until for w in self._waiters), default=float("inf"))
+        seconds = min(SWEEP, until - time.monotonic(), watchdog or SWEEP)
+        return max(0, int(seconds * 1000) + 1)
+
+    def _take_messages(self) -> None:
+        receive, known, recv = self.core.receive, self.core.sessions, self._router.recv
+        for _ in range(AT_ONCE):
+            try:
+                identity = recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            user = ""
+            if identity in known:
+                body = recv(zmq.NOBLOCK)
+            else:
+                frame = self._router.recv(zmq.NOBLOCK, copy=False)
+                user, body = str(frame["User-Id"]), frame.bytes
+            if self._router.getsockopt(zmq.RCVMORE):
+                while self._router.getsockopt(zmq.RCVMORE):
+                    recv(zmq.NOBLOCK)
+                body = b""  # no message of ours has a second frame
+            receive(identity, body, user)
+
+    def _take_commands(self) -> list[_Command]:
+        try:
+            while self._wake_out.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        taken: list[_Command] = []
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return taken
+            if not command.future.set_running_or_notify_cancel():
+                continue  # the client went away before anything was done
+            if isinstance(command, _Waiter):
+                self._waiters.append(command)
+                self.core.progress = True
+                continue
+            if self._stop:
+                command.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
+                continue
+            try:
+                command.result = command.run(self.core)
+            except operators.Refused as e:
+                command.error = e
+            taken.append(command)
+
+    def _flush(self, commands: list[_Command]) -> None:
+        send = self._router.send
+        try:
+            out = self.core.flush()
+        except Slash32Error as e:
+            for command in commands:
+                command.future.set_exception(operators.Refused(503, str(e)))
+            raise
+        for identity, frames in out:
+            try:
+                send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+                for frame in frames[:-1]:
+                    send(frame, zmq.SNDMORE | zmq.NOBLOCK, copy=len(frame) < BIG)
+                last = frames[-1]
+                send(last, zmq.NOBLOCK, copy=len(last) < BIG)
+            except zmq.ZMQError:  # unreachable, or it takes nothing: a new Hello begins anew
+                self.core.gone(identity)
+        for command in commands:
+            if command.error is not None:
+                command.future.set_exception(command.error)
+            else:
+                command.future.set_result(command.result)
+
+    def _serve_waiters(self) -> None:
+        if not self._waiters:
+            self.core.progress = False
+            return
+        now = time.monotonic()
+        look, self.core.progress = self.core.progress, False
+        for waiter in list(self._waiters):
+            if not look and now < waiter.until:
+                continue
+            try:
+                result = operators.progress(self.core, waiter.revision)
+            except operators.Refused as e:
+                waiter.future.set_exception(e)
+                self._waiters.remove(waiter)
+                continue
+            if result["done"] or now >= waiter.until:
+                waiter.future.set_result(result)
+                self._waiters.remove(waiter)
+
+
+def notify(state: str) -> None:
+    """Tells systemd, where it asked to be told."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
