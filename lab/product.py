@@ -75,15 +75,21 @@ def deploy(rack: Rack, seconds: float = 30) -> None:
 
     def configure(node: Node) -> None:
         node.write("/etc/slash32/hostd.toml", host_config(node, dispatcher, dispatcher_key))
-        node.run(["systemctl", "restart", "slash32-hostd"])
+        restart(node, "slash32-hostd")
 
     def admit(node: Node) -> None:
-        node.run(["systemctl", "restart", "slash32-dispatcher"])
+        restart(node, "slash32-dispatcher")
         hosts = [host_resource(host, key) for host, key in zip(rack.hosts, keys, strict=True)]
         apply(rack, "---\n".join(json.dumps(each) + "\n" for each in hosts), wait=False)
 
     at_once(lambda pair: pair[0](pair[1]), [(admit, dispatcher), *((configure, host) for host in rack.hosts)])
     wait_in_sync(rack, seconds=seconds)
+
+
+def restart(node: Node, unit: str) -> None:
+    """systemctl restart, returning when the service is ready."""
+    if node.run(["systemctl", "restart", unit], check=False).returncode:
+        raise LabError(f"{node.name}: {unit} does not start; {journal_tail(node, unit)}")
 
 
 def dispatcher_of(rack: Rack) -> Node:
