@@ -31,11 +31,11 @@ first steps:
   slash32 apply -f hosts.yaml            each hypervisor: kind Host with its spec.publicKey
   slash32-dispatcher status              who is connected, which claims were refused
 
-/etc/slash32/dispatcher.yaml, all optional; slash32-dispatcher.yaml(5):
-  listen: tcp://0.0.0.0:5532             where hypervisors connect (CURVE only)
-  database: /var/lib/slash32/dispatcher.db
-  socket: /run/slash32/dispatcher.sock   the operators' API
-  key: /var/lib/slash32/dispatcher.key   made at first use; keep it with the backup of the database
+/etc/slash32/dispatcher.toml, all optional; slash32-dispatcher.toml(5):
+  listen = "tcp://0.0.0.0:5532"          where hypervisors connect (CURVE only)
+  database = "/var/lib/slash32-dispatcher/slash32.db"
+  socket = "/run/slash32-dispatcher/api.sock"         the operators' API
+  key_file = "/var/lib/slash32-dispatcher/curve.key"  made at first use; keep it with the backup of the database
 """
 
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("status", "ask the running dispatcher how it is"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, help="default: /etc/slash32/dispatcher.yaml, if it exists")
+        command.add_argument("--config", type=Path, help="default: /etc/slash32/dispatcher.toml, if it exists")
     given = parser.parse_args(arguments)
     try:
         config = load(given.config)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _key(config: Config) -> int:
-    print(load_or_create_key(config.key).public)
+    print(load_or_create_key(config.key_file).public)
     return 0
 
 
@@ -72,7 +72,7 @@ def _run(config: Config) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one descriptor per host
-    keys = load_or_create_key(config.key)
+    keys = load_or_create_key(config.key_file)
     store = Store(config.database)
     try:
         core = Core(store, time.monotonic)
