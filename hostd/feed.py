@@ -123,6 +123,7 @@ class Feed:
 
     def close(self) -> None:
         self._socket.disable_monitor()
+        self._monitor.close(0)
         self._poll.close()
         os.close(self._wake)
         self._socket.close(0)
