@@ -130,7 +130,7 @@ def refusing(node: Node) -> Iterator[Callable[[], str]]:
     until = time.monotonic() + 20
     while node.run(["test", "-S", "/run/slash32/hook.sock"], check=False).returncode:
         assert time.monotonic() < until
-    yield lambda: node.read("/root/told")
+    yield lambda: node.run(["cat", "/root/told"], check=False).stdout
     daemon.kill()
     node.run(["rm", "-rf", "/run/slash32"])
 
@@ -234,11 +234,11 @@ def test_a_refusal_at_reconnect_and_stop_changes_nothing(
     told = request.getfixturevalue("refusing")
     before = node.run(["pgrep", "-f", "qemu-system.*w7|libvirt_lxc.*w7"]).stdout
     node.run(["systemctl", "restart", "libvirtd"])
-    until = time.monotonic() + 20
-    while virsh(node, driver, "domstate", "w7", check=False)[1].strip() != "running":
-        assert time.monotonic() < until
     virsh(node, driver, "list")
+    until = time.monotonic() + 20
+    while f"1 {driver} w7 reconnect begin -" not in told():
+        assert time.monotonic() < until, told()
+    assert virsh(node, driver, "domstate", "w7")[1].strip() == "running"
     assert node.run(["pgrep", "-f", "qemu-system.*w7|libvirt_lxc.*w7"]).stdout == before
-    assert f"1 {driver} w7 reconnect begin -" in told()
     virsh(node, driver, "destroy", "w7")
     assert f"1 {driver} w7 stopped end" in told() and f"1 {driver} w7 release end" in told()
