@@ -28,6 +28,7 @@ __all__ = [
 
 PING_EVERY = 5.0  # seconds
 SILENCE = 15.0  # seconds without a word from the dispatcher: not connected, whatever TCP says
+KNOCK_EVERY = 1.0  # seconds between two attempts of a host whose key is refused
 HELLO_AGAIN = 2.0  # seconds between two requests for a snapshot, at least
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -66,6 +67,8 @@ class _Session:
     """The present connection. `hello_at` < 0: no Hello was sent on it yet."""
 
     up: bool = False  # the handshake is done
+    refused: bool = False  # it failed for good: zmq itself does not try again
+    knocked: float = 0.0
     hello_at: float = -1.0
     again: bool = False  # a Hello is due, as soon as HELLO_AGAIN allows
     heard: float = 0.0
@@ -195,6 +198,11 @@ class Feed:
 
     def tick(self, now: float) -> list[FeedEvent]:
         session = self._session
+        if session.refused and now - session.knocked >= KNOCK_EVERY:
+            session.refused, session.knocked = False, now
+            with contextlib.suppress(zmq.ZMQError):  # zmq may have forgotten the endpoint by itself
+                self._socket.disconnect(self.config.endpoint)
+            self._socket.connect(self.config.endpoint)
         if self.connected and now - session.heard > SILENCE:
             self._drop(f"no word from the dispatcher for {SILENCE:.0f} s")
             session.again = True
@@ -219,6 +227,7 @@ class Feed:
                 self._session.up = self._session.again = False
                 self._drop("the connection to the dispatcher is lost")
             else:
+                self._session.refused = True
                 self.trouble = "the dispatcher refuses this host's key: register it as Host.spec.publicKey"
 
     def _drop(self, reason: str) -> None:
