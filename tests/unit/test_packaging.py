@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import sys
 import tomllib
@@ -11,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dispatcher import config as dispatcher
-from hostd import config
+from hostd import config as hostd
 from slash32.cli import commands
 
 REPO = Path(__file__).resolve().parents[2]
@@ -53,28 +51,33 @@ def test_depends_are_what_is_imported(package: str) -> None:
 
 
 def settings(name: str) -> dict[str, object]:
-    """The file with its commented-out settings switched on."""
-    text = re.sub(r"^#(?=\w+( =|:) )", "", (DEBIAN / "system" / name).read_text(), flags=re.M)
-    found = tomllib.loads(text) if name.endswith(".toml") else yaml.safe_load(text)
-    assert isinstance(found, dict)
-    return found
+    """The file with its commented-out settings switched on; there are no others."""
+    text = (DEBIAN / "system" / name).read_text()
+    assert tomllib.loads(text) == {}, "what is shipped sets nothing"
+    return tomllib.loads(re.sub(r"^#(?=\w+ = )", "", text, flags=re.M))
 
 
 def test_hostd_toml_shows_the_defaults() -> None:
-    assert tomllib.loads((DEBIAN / "system/hostd.toml").read_text()) == {}, "what is shipped sets nothing"
     raw = settings("hostd.toml")
     assert raw.pop("host") == "hv1"
-    assert config.decode(raw) == config.decode({})
-    known = {each for each in config.Config.__dataclass_fields__ if not each.endswith("_dir")}
+    assert hostd.decode(raw) == hostd.decode({})
+    known = {each for each in hostd.Config.__dataclass_fields__ if not each.endswith("_dir")}
     assert set(raw) == known - {"host"}
 
 
-def test_dispatcher_toml_shows_the_defaults() -> None:
-    path = DEBIAN / "system/dispatcher.toml"
-    assert dispatcher.load(path) == dispatcher.Config(), "what is shipped sets nothing"
-    shown = {name: str(getattr(dispatcher.Config(), name)) for name in dispatcher.Config.__dataclass_fields__}
-    assert settings("dispatcher.toml") == shown
-    assert str(dispatcher.Config().socket) == commands.SOCKET
+def test_dispatcher_toml_shows_the_defaults(tmp_path: Path) -> None:
+    raw = settings("dispatcher.toml")
+    file = tmp_path / "dispatcher.toml"
+    file.write_text("".join(f'{key} = "{value}"\n' for key, value in raw.items()))
+    assert dispatcher.load(file) == dispatcher.Config()
+    assert set(raw) == set(dispatcher.Config.__dataclass_fields__)
+
+
+def test_the_command_looks_where_the_dispatcher_serves() -> None:
+    assert dispatcher.Config().socket == Path(commands.SOCKET)
+    unit = (DEBIAN / "slash32-dispatcher.slash32-dispatcher.service").read_text()
+    assert f"RuntimeDirectory={dispatcher.Config().socket.parent.name}\n" in unit
+    assert f"StateDirectory={dispatcher.Config().database.parent.name}\n" in unit
 
 
 @pytest.mark.parametrize("name", ["hostd.toml", "dispatcher.toml"])
