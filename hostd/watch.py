@@ -31,6 +31,47 @@ SCAN_EVERY = 60.0  # seconds
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
 KEEPALIVE = (5, 3)  # seconds between probes, probes lost until the connection counts as dead
 
+_RESUMED = {
+    libvirt.VIR_DOMAIN_EVENT_RESUMED_MIGRATED: How.MIGRATED,
+    libvirt.VIR_DOMAIN_EVENT_RESUMED_POSTCOPY: How.POSTCOPY,
+    libvirt.VIR_DOMAIN_EVENT_RESUMED_POSTCOPY_FAILED: How.POSTCOPY,
+}
+_HANDED_OVER = (libvirt.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY)
+_STOPPED = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: "migrated",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: "saved",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "failed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: "snapshot",
+}
+_MIGRATING = (
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,
+    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+)
+
+
+def lifecycle(driver: str, uuid: str, event: int, detail: int) -> WatchEvent | None:
+    """What a lifecycle event says by itself. STARTED_MIGRATED says nothing: a guest that comes does not run yet."""
+    if event == libvirt.VIR_DOMAIN_EVENT_STARTED and detail != libvirt.VIR_DOMAIN_EVENT_STARTED_MIGRATED:
+        return Runs(uuid, How.STARTED, driver)
+    if event == libvirt.VIR_DOMAIN_EVENT_RESUMED:
+        return Runs(uuid, _RESUMED.get(detail, How.RESUMED), driver)
+    if event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
+        return Suspended(uuid, detail in _HANDED_OVER, driver)
+    if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        return Stopped(uuid, _STOPPED.get(detail, "unknown"), driver)
+    return None
+
+
+class Watcher:
+    """Watches each URI (`qemu:///system`, `lxc:///`). `post` is called from several threads and must not block."""
+
+    def __init__(self, uris: tuple[str, ...], post: Post, *, scan_every: float = SCAN_EVERY) -> None:
+        self._loop = _Loop()
+        self._workers = [_Worker(uri, post, scan_every) for uri in uris]
 
     def start(self) -> None:
         self._loop.start()
