@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hostd.dataplane.netlink import attributes
 from hostd.dataplane.nft import Admission, disjoint, fingerprint, group, render
-from hostd.dataplane.nft.admission import whole
+from hostd.dataplane.nft.admission import PLAIN, Element, Granted, whole
 from hostd.dataplane.nft.elements import decode_nets, encode, keys
 from hostd.dataplane.nft.intervals import merge, prefixes_of
 from hostd.dataplane.nft.rules import statement
@@ -158,11 +158,16 @@ def test_comments_are_one_bounded_line_without_quotes(text: str) -> None:
 # ---- admissions -------------------------------------------------------------------------------------------------
 
 MAC = bytes.fromhex("525400000001")
-ALICE = Admission(7, MAC, (bytes([10, 0, 0, 1]), b"\xfd" + bytes(15)), (parse_prefix("10.1.0.0/24"), parse_prefix("fd01::/64")))
+ALICE = Admission(7, MAC, (bytes([10, 0, 0, 1]), b"\xfd" + bytes(15)), _nets("10.1.0.0/24", "fd01::/64"))
+
+
+def _whole(elements: list[Element]) -> tuple[frozenset[Granted], frozenset[Element]]:
+    plain = {name: {e.key for e in elements if e.set == name} for name in PLAIN}
+    return whole(plain, {e for e in elements if e.last})
 
 
 def test_admission_comes_back_from_its_elements() -> None:
-    granted, strays = whole(ALICE.elements())
+    granted, strays = _whole(ALICE.elements())
     assert not strays
     assert group(granted) == {(7, MAC): ALICE}
 
@@ -170,7 +175,7 @@ def test_admission_comes_back_from_its_elements() -> None:
 def test_each_missing_element_takes_its_grants_along() -> None:
     for missing in ALICE.elements():
         rest = [e for e in ALICE.elements() if e != missing]
-        granted, strays = whole(rest)
+        granted, strays = _whole(rest)
         assert granted < frozenset(ALICE.grants())
         covered = {e for (ifindex, mac, source) in granted for e in _of(ifindex, mac, source)}
         assert covered | strays == set(rest)

@@ -2,7 +2,7 @@
 # the anti-spoof sets; and the way back from dumped elements to whole admissions. Pure.
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from slash32.net import Address, Prefix, version
@@ -11,6 +11,7 @@ from . import kernel as k
 from .intervals import prefixes_of
 from .skeleton import BEHIND, MACS, SENDERS, SENDERS_BEHIND, SOURCE
 
+PLAIN = {SOURCE[4]: k.INET, SOURCE[6]: k.INET, MACS: k.INET, SENDERS: k.ARP}  # hash sets, and their table's family
 Granted = tuple[int, bytes, Address | Prefix]  # ifindex, MAC, and one thing it may send from
 
 
@@ -76,30 +77,47 @@ def _common(ifindex: int, mac: bytes, has_v4: bool) -> list[Element]:
     return [*own, _sender(ifindex, mac, bytes(4))] if has_v4 else own
 
 
-def _grants(element: Element) -> Iterator[Granted]:
-    if element.set in BEHIND.values():
-        key, width = element.key, 4 if element.set == BEHIND[4] else 16
-        span = int.from_bytes(key[4 : 4 + width], "big"), int.from_bytes(element.last[4 : 4 + width], "big")
-        mac = key[4 + width : 10 + width]
-        for prefix in prefixes_of(span, width):
-            yield int.from_bytes(key[:4], "big"), mac, prefix
-    elif element.set in SOURCE.values():
-        key = element.key
-        yield int.from_bytes(key[:4], "little"), key[-8:-2], key[4:-8]
+def _ranges(element: Element) -> Iterator[Granted]:
+    """What a range of one of the interval sets grants; nothing unless it is one prefix, as ours all are."""
+    if element.set not in BEHIND.values():
+        return
+    key, width = element.key, 4 if element.set == BEHIND[4] else 16
+    span = int.from_bytes(key[4 : 4 + width], "big"), int.from_bytes(element.last[4 : 4 + width], "big")
+    prefixes = list(prefixes_of(span, width))
+    if len(prefixes) == 1:
+        yield int.from_bytes(key[:4], "big"), key[4 + width : 10 + width], prefixes[0]
 
 
-def whole(dumped: Iterable[Element]) -> tuple[frozenset[Granted], frozenset[Element]]:
+def whole(plain: Mapping[str, Set[bytes]], ranges: Set[Element]) -> tuple[frozenset[Granted], frozenset[Element]]:
     """The grants of which every element is there, and the elements that belong to none of these."""
-    present = set(dumped)
-    granted: set[Granted] = set()
-    used: set[Element] = set()
-    for element in present:
-        for grant in _grants(element):
+    used: dict[str, set[bytes]] = {name: set() for name in PLAIN}
+    granted = {grant for v in SOURCE for grant in _single(v, plain, used)}
+    used_ranges: set[Element] = set()
+    for element in ranges:
+        for grant in _ranges(element):
             needed = {*_own(grant), *_common(grant[0], grant[1], _is_v4(grant[2]))}
-            if element in needed and needed <= present:
+            singles = {e for e in needed if not e.last}
+            if element in needed and needed - singles <= ranges and all(e.key in plain[e.set] for e in singles):
                 granted.add(grant)
-                used |= needed
-    return frozenset(granted), frozenset(present - used)
+                used_ranges |= needed - singles
+                for single in singles:
+                    used[single.set].add(single.key)
+    rest = {Element(family, n, key) for n, family in PLAIN.items() for key in plain[n] - used[n]}
+    return frozenset(granted), frozenset(rest | (ranges - used_ranges))
+
+
+def _single(version: int, plain: Mapping[str, Set[bytes]], used: dict[str, set[bytes]]) -> Iterator[Granted]:
+    """Of single addresses; they are many, so that elements are put together here, as in _own and _common, by hand."""
+    macs, senders = plain[MACS], plain[SENDERS]
+    for key in plain[SOURCE[version]]:
+        head, tail = key[:4], key[-8:]
+        mac = head + tail
+        arp = (key + tail, head + b"\0\0\0\0" + tail + tail) if version == 4 else ()
+        if mac in macs and all(a in senders for a in arp):
+            used[SOURCE[version]].add(key)
+            used[MACS].add(mac)
+            used[SENDERS].update(arp)
+            yield int.from_bytes(head, "little"), tail[:6], key[4:-8]
 
 
 def _is_v4(source: Address | Prefix) -> bool:

@@ -12,7 +12,7 @@ from ...ruleset import SetKind, SetSpec
 from ..netlink import KernelRefused, NetlinkSocket, attribute_map, attributes, text
 from . import elements
 from . import kernel as k
-from .admission import Element, Granted, whole
+from .admission import PLAIN, Element, Granted, whole
 from .skeleton import EXEMPT, FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
 
 _RULE_DIGEST = 0x73
@@ -212,13 +212,22 @@ def _jumps(socket: NetlinkSocket, name: str) -> Iterator[tuple[int, str]]:
 
 
 def admissions(socket: NetlinkSocket, families: dict[int, Skeleton]) -> tuple[frozenset[Granted], frozenset[Element]]:
-    found: list[Element] = []
+    plain: dict[str, set[bytes]] = {name: set() for name in PLAIN}
+    ranges: set[Element] = set()
     for family, skeleton in families.items():
         for name, shape in skeleton.sets.items():
-            if not (shape.verdicts or shape.dynamic or name == EXEMPT):
+            if PLAIN.get(name) == family:
                 for piece in element_pieces(socket, family, name):
-                    found.extend(_elements(family, name, shape, piece))
-    return whole(found)
+                    plain[name].update(elements.keys(piece, shape.key_length))
+            elif shape.interval:
+                for piece in element_pieces(socket, family, name):
+                    ranges.update(_ranges(family, name, piece))
+    return whole(plain, ranges)
+
+
+def _ranges(family: int, name: str, piece: bytes) -> Iterator[Element]:
+    for key, _, fields in elements.parts(piece):
+        yield Element(family, name, key, attribute_map(fields.get(10, b"")).get(1, key))
 
 
 def exempted(socket: NetlinkSocket, families: dict[int, Skeleton]) -> frozenset[int]:
@@ -232,14 +241,6 @@ def _interfaces(socket: NetlinkSocket, family: int) -> Iterator[int]:
     for piece in element_pieces(socket, family, EXEMPT):
         for key in elements.keys(piece, 4):
             yield int.from_bytes(key, "little")
-
-
-def _elements(family: int, name: str, shape: SetShape, piece: bytes) -> Iterator[Element]:
-    if not shape.interval:
-        yield from (Element(family, name, key) for key in elements.keys(piece, shape.key_length))
-        return
-    for key, _, fields in elements.parts(piece):
-        yield Element(family, name, key, attribute_map(fields.get(10, b"")).get(1, key))
 
 
 def of_policies(dumped: Dump, skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
