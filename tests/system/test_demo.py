@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,10 @@ def test_an_interrupted_demo_leaves_nothing(how: signal.Signals, when: str) -> N
         for line in process.stdout:
             seen += line
             if when in line:
-                assert traces(NAME)
+                until = time.monotonic() + 10
+                while not traces(NAME) and time.monotonic() < until:
+                    time.sleep(0.01)
+                assert traces(NAME), "there is something to remove"
                 process.send_signal(how)
                 break
         rest = process.communicate()[0]
