@@ -1,5 +1,5 @@
-# Owns: the look at what runs when slash32 is first installed: untagged guests with ethernet NICs keep their
-# network. Touches: libvirt, read-only, and the list in /etc/slash32/guard-exempt. Only the package's first configuration runs it.
+# Owns: the look at what runs when slash32 is first installed: untagged guests with ethernet NICs keep their network.
+# Touches: libvirt, read-only, and /etc/slash32/guard-exempt. Only the package's first configuration runs it.
 from __future__ import annotations
 
 import sys

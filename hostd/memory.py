@@ -24,7 +24,7 @@ class Memory:
     """`recall` once, then `changed` and `applied` as things happen, before the kernel is changed."""
 
     def __init__(self, journal: Journal, boot: str) -> None:
-        """`boot`: the kernel's boot id; interface indexes mean nothing beyond it."""
+        """`boot`: what interface indexes belong to; they mean nothing beyond it."""
         self.journal = journal
         self.boot = boot
         self.replica = Replica()
@@ -33,12 +33,13 @@ class Memory:
         self.trouble = ""  # why the disk does not hold the last state, if it does not
 
     def recall(self, read_only: bool = False) -> None:
-        same_boot = False
+        """`read_only`: beside a running hostd, whose boot is this one."""
+        same_boot = read_only
         for record in self.journal.load():
             try:
                 kind, payload = msgpack.unpackb(record, strict_map_key=False)
                 if kind == _BOOT:
-                    same_boot = payload == self.boot
+                    same_boot = read_only or payload == self.boot
                 else:
                     self._replay(kind, payload, same_boot)
             except (WireError, ValueError, TypeError, KeyError) as error:

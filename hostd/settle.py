@@ -58,6 +58,7 @@ class Settler:
     refused: dict[str, Refused] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     retried: float = 0.0
+    down: dict[int, set[Prefix]] = field(default_factory=dict)  # by ifindex of a link that is down: its lost routes
 
     def settle(self, dirty: Dirty) -> list[Failure]:
         """Plan within `dirty` and apply. Returns all that is refused at present, not only by this call."""
@@ -117,7 +118,12 @@ class Settler:
     def link_seen(self, link: Link) -> Dirty:
         """A guarded link appeared or changed: is its group what we gave it?"""
         dirty = Dirty()
-        if not link.name.startswith(self.guard_prefixes):
+        guarded = link.name.startswith(self.guard_prefixes)
+        if link.up:
+            dirty.routes |= self.down.pop(link.ifindex, set())
+        else:
+            self._routes_left(link.ifindex, guarded)
+        if not guarded:
             return dirty
         known = self.actual.taps.get(link.ifindex)
         expected = known.group if known is not None else 0
@@ -135,10 +141,23 @@ class Settler:
             dirty.taps.add(link.ifindex)
         return dirty
 
+    def _routes_left(self, ifindex: int, guarded: bool) -> None:
+        """v4 routes leave a link that goes down, and no notification says so. They are written when it is up again.
+
+        Of a route to a next hop the kernel found the interface by itself: it may be this one.
+        """
+        ways = (ifindex,) if guarded else (ifindex, 0)
+        left = {prefix for prefix, route in self.actual.routes.items() if route.oif in ways}
+        for prefix in left:
+            del self.actual.routes[prefix]
+        if left:
+            self.down.setdefault(ifindex, set()).update(left)
+
     def link_gone(self, ifindex: int) -> Dirty:
         """The device took its routes, neighbours and addresses along; our elements for it remain to be removed."""
         dirty = Dirty()
         self.actual.foreign_groups.pop(ifindex, None)
+        self.down.pop(ifindex, None)
         known = self.actual.taps.get(ifindex)
         if known is not None:
             known.neighbours, known.gateway, known.sysctls, known.group = frozenset(), False, False, 0

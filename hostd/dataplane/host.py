@@ -49,8 +49,9 @@ class Machine:
 
 
 def boot_id() -> str:
-    """Interface indexes mean nothing beyond it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """What interface indexes belong to: this boot of the kernel, and this network namespace of it."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/self/ns/net').stat().st_ino}"
 
 
 def may_own() -> bool:
