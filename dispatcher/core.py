@@ -32,6 +32,7 @@ class Session:
     identity: bytes
     hello: Hello
     heard: float
+    reported: bool = False  # its claims are known: what it needs is certain, so its Hello can be answered
     answers: list[Frames] = field(default_factory=list)
     failures: tuple[Failure, ...] = ()
 
@@ -112,6 +113,7 @@ class Core:
                 self._release(session.host, key)
                 self._answer(session, seq, [])
             case Report(seq, endpoints):
+                session.reported = True
                 self._answer(session, seq, self._report(session.host, endpoints))
             case Hello():
                 raise AssertionError("handled before")
@@ -146,6 +148,7 @@ class Core:
         if before is not None and before.identity != identity:
             log.info("host %s: a new connection replaces the old one", name)
         fresh = Session(name, identity, hello, self.clock())
+        fresh.reported = before is not None and before.identity == identity and before.reported
         self.sessions[identity] = self.connected[name] = fresh
         self.fanout.publishers[name].close()
         self._next_hops(host, hello)
@@ -228,8 +231,10 @@ class Core:
 
     def sweep(self) -> None:
         now = self.clock()
-        for session in [s for s in self.sessions.values() if now - s.heard > SILENCE]:
-            self.drop(session.host, f"silent for {now - session.heard:.0f} s")
+        for session in list(self.sessions.values()):
+            if now - session.heard > SILENCE:
+                self.drop(session.host, f"silent for {now - session.heard:.0f} s")
+            session.reported = True  # it had its time
 
     def drop(self, host: str, reason: str, refused: str = "") -> None:
         """Forget the session. `refused`: tell the host why; else it will say Hello again if it is alive."""
@@ -249,12 +254,15 @@ class Core:
     # -- commit, then tell ----------------------------------------------------------------------------------------
 
     def flush(self) -> list[Out]:
-        """Raises StoreError: then nothing of this batch was told to anybody, and the dispatcher must end."""
+        """Raises StoreError: then nothing of this batch was told to anybody, and the dispatcher must end.
+
+        A Hello is answered when the report that follows it is known: an answer without it would take from the host,
+        for a moment, what its guests need.
+        """
         if self.writes:
             self._commit()
-        for host, adopt in self._opening.items():
-            self._open(host, adopt)
-        self._opening.clear()
+        for host in [name for name in self._opening if self.connected[name].reported]:
+            self._open(host, self._opening.pop(host))
         for host in self._resume:
             frames = self.fanout.publishers[host].resume(self.fanout.whole)
             if frames is not None:

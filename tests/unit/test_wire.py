@@ -1,0 +1,183 @@
+# Messages: what goes in comes out; anything else is refused in one line, whatever the bytes.
+from __future__ import annotations
+
+import msgpack
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from slash32 import pack, wire
+from slash32.model import Endpoint, EndpointKey, SharedAddress
+from slash32.net import Prefix, parse_address, parse_prefix
+from slash32.pack import AddressSet, Kind, digest_of, digest_of_members
+from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.wire import (
+    Ack,
+    Claim,
+    Claimed,
+    Delete,
+    Delta,
+    Failure,
+    Hello,
+    Members,
+    Ping,
+    Pong,
+    Put,
+    Refusal,
+    Refused,
+    Release,
+    Report,
+    Snapshot,
+    WireError,
+)  # fmt: skip
+
+KEY = EndpointKey("6a0cbe25-34f5-4d4e-8f4e-1f4d3d7a0001", "52:54:00:00:00:02")
+FULL = Endpoint(
+    KEY, "web1", {"role": "web", "env": "prod"}, ("default",), (parse_address("10.65.0.2"), parse_address("fd00::2")),
+    (SharedAddress(parse_address("10.65.9.1"), "vip"),), (parse_prefix("10.66.0.0/26"), parse_prefix("fd01::/64")),
+)  # fmt: skip
+RULE = Rule(
+    Action.ALLOW, 1, None, 4, Icmp(8, 0), Icmp(3),
+    Peer((parse_prefix("10.0.0.0/8"),), (parse_prefix("10.1.0.0/16"),), 'role == "web"', None, (PortRange(80, 90),)),
+    Peer(not_selector="all()", not_ports=(PortRange(1, 1),)),
+)  # fmt: skip
+POLICY = Policy("p", 'role == "db"', (Direction.INGRESS, Direction.EGRESS), 10.0, (RULE,), (Rule(Action.DENY),))
+PROFILE = Profile("q", (RULE,), (), {"zone": "a"})
+SET = AddressSet({parse_address("10.65.0.2"), parse_address("fd00::2")}, {parse_prefix("10.66.0.0/26")})
+CHANGES = (
+    Put(Kind.POLICY, "p", POLICY),
+    Put(Kind.PROFILE, "q", PROFILE),
+    Put(Kind.SET, "all()", SET),
+    Put(Kind.HOST, "h1", (parse_address("192.0.2.1"),)),
+    Put(Kind.ROUTE, parse_prefix("10.65.0.2/32"), ("h1", "h2")),
+    Delete(Kind.POLICY, "old"),
+    Delete(Kind.ROUTE, parse_prefix("fd00::/64")),
+    Members("all()", SET, AddressSet({parse_address("10.65.0.3")})),
+)
+
+FROM_HOST = (
+    Hello("abc", 7, 2**64 - 1, (parse_address("192.0.2.1"), parse_address("fd00::1"))),
+    Report(1, (FULL, Endpoint(KEY, "x", {}))),
+    Claim(2, FULL),
+    Release(3, KEY),
+    Ack(4),
+    Ack(5, (Failure("policy p", "no memory"),)),
+    Ping(),
+)
+TO_HOST = (
+    Snapshot("abc", 7, 99, True, CHANGES),
+    Delta("abc", 6, 7, 99, CHANGES),
+    Delta("abc", 6, 7, 99, ()),
+    Delta("abc", 6, 7, 99, CHANGES[:1]),
+    Claimed(4, (Refusal(KEY, "address 10.65.0.2 is in use by web1 on h1"),)),
+    Pong(7),
+    Refused("no"),
+)
+
+
+@pytest.mark.parametrize("message", FROM_HOST, ids=lambda m: type(m).__name__)
+def test_from_host(message: wire.FromHost) -> None:
+    assert wire.decode_from_host(wire.encode_to_dispatcher(message)) == message
+
+
+@pytest.mark.parametrize("message", TO_HOST, ids=lambda m: type(m).__name__)
+def test_to_host(message: wire.FromDispatcher) -> None:
+    assert wire.decode_from_dispatcher(wire.encode_to_host(message)) == message
+
+
+def test_frames_are_shared_and_bounded() -> None:
+    big = AddressSet({n.to_bytes(4, "big") for n in range(120_000)})
+    pieces = wire.encode_change(Put(Kind.SET, "all()", big))
+    assert len(pieces) == 3
+    frames = wire.encode_delta("e", (1, 2), 3, pieces)
+    assert all(any(piece is frame for frame in frames) for piece in pieces)
+    assert max(map(len, frames)) < wire.MAX_FRAME
+    found = wire.decode_from_dispatcher(frames)
+    assert isinstance(found, Delta) and len(found.changes) == 3
+
+
+def test_many_small_changes_share_few_frames() -> None:
+    routes = [Put(Kind.ROUTE, Prefix(n.to_bytes(4, "big"), 32), ("h1",)) for n in range(50_000)]
+    message = Snapshot("e", 1, 2, False, tuple(routes))
+    frames = wire.encode_to_host(message)
+    assert len(frames) < 10 and max(map(len, frames)) < wire.MAX_FRAME
+    assert wire.decode_from_dispatcher(frames) == message
+
+
+def _altered(message: wire.FromHost, *path: int | str, to: object) -> bytes:
+    raw = msgpack.unpackb(wire.encode_to_dispatcher(message))
+    at = raw
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = to
+    return msgpack.packb(raw)
+
+
+CLAIM = Claim(2, FULL)
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (_altered(CLAIM, 1, to=-1), "seq"),
+        (_altered(CLAIM, 1, to=True), "seq"),
+        (_altered(CLAIM, 1, to=2**64 - 1)[:-1], "cut short"),
+        (_altered(CLAIM, 2, 0, to="6A0CBE25-34f5-4d4e-8f4e-1f4d3d7a0001"), "uuid"),
+        (_altered(CLAIM, 2, 1, to="53:54:00:00:00:02"), "mac"),
+        (_altered(CLAIM, 2, 2, to=b"web"), "domain"),
+        (_altered(CLAIM, 2, 2, to="x" * 5000), "domain"),
+        (_altered(CLAIM, 2, 3, to=["a b", "x"]), "labels"),
+        (_altered(CLAIM, 2, 3, to=["a", "x", "a", "y"]), "labels"),
+        (_altered(CLAIM, 2, 3, to=["a"]), "labels"),
+        (_altered(CLAIM, 2, 5, to=[b"\x0a\x00\x00"]), "addresses"),
+        (_altered(CLAIM, 2, 5, to=["10.0.0.1"]), "addresses"),
+        (_altered(CLAIM, 2, 6, to=[[b"\x0a\x00\x00\x01"]]), "shared"),
+        (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x01\x08"]), "prefixes"),
+        (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x00\x21"]), "prefixes"),
+        (_altered(CLAIM, 2, to=[]), "endpoint"),
+        (_altered(Hello("e", 1, 2), 1, to=2), "protocol 2"),
+        (_altered(Ack(1), 0, to=99), "unknown form"),
+        (wire.encode_to_dispatcher(Ping()) * 2, "2 parts"),
+        (b"", "0 parts"),
+        (b"\xc1", "msgpack"),
+        (b"\x91" * 100_000, "msgpack"),
+        (msgpack.packb({1: 2}), "msgpack"),
+        (msgpack.packb({"a": 2}), "list"),
+        (msgpack.packb([5, 1, [["a\nb" * 1000, "c"]]]), "object"),
+    ],
+)
+def test_hostile_frames_are_refused_in_one_line(frame: bytes, says: str) -> None:
+    with pytest.raises(WireError, match=says) as caught:
+        wire.decode_from_host(frame)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@given(st.binary(max_size=200))
+@example(b"\xdd\xff\xff\xff\xff")
+@settings(max_examples=300, deadline=None)
+def test_noise_is_refused_or_read(noise: bytes) -> None:
+    for decode in (wire.decode_from_host, lambda f: wire.decode_from_dispatcher([f])):
+        try:
+            decode(noise)
+        except WireError as e:
+            assert "\n" not in str(e)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_damage_is_refused_or_read(data: st.DataObject) -> None:
+    frames = wire.encode_to_host(data.draw(st.sampled_from(TO_HOST)))
+    damaged = bytearray(frames[0])
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        wire.decode_from_dispatcher([bytes(damaged), *frames[1:]])
+    except WireError as e:
+        assert "\n" not in str(e)
+
+
+def test_digest_is_a_sum_over_members() -> None:
+    more = AddressSet({parse_address("10.65.0.9")})
+    both = AddressSet(SET.addresses | more.addresses, set(SET.prefixes))
+    assert digest_of(Kind.SET, "s", both) == (digest_of(Kind.SET, "s", SET) + digest_of_members("s", more)) & pack.MASK
+    assert digest_of(Kind.SET, "s", SET) != digest_of(Kind.SET, "t", SET)
+    assert digest_of(Kind.SET, "s", AddressSet()) != 0
