@@ -2,16 +2,18 @@
 # each other like an operator's days.
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lab import access, domains
+from lab import access, domains, product
 from lab.node import Node
 from lab.process import CommandError
 from lab.rack import Rack
@@ -21,6 +23,17 @@ FULL = os.environ.get("SLASH32_COUNTS") == "full"
 OTHER = "nft add table inet other; nft add chain inet other c; nft add rule inet other c counter"
 RULES = "nft -a list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'"
 OLD, NEW = "10.65.0.50", "10.65.0.51"
+A1, A2 = "10.65.0.61", "10.65.0.62"
+POLICY = """
+apiVersion: slash32/v1
+kind: GlobalNetworkPolicy
+metadata: {name: one-way}
+spec:
+  selector: all()
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, protocol: TCP, source: {selector: role == "a1"}, destination: {ports: [5432]}}]
+  egress: [{action: Allow}]
+"""
 HOOKS = ("/etc/libvirt/hooks/qemu.d/50-slash32", "/etc/libvirt/hooks/lxc.d/50-slash32")
 UNITS = ("slash32-guard", "slash32-hostd", "slash32-dispatcher")
 TAGGED = b"<domain><metadata><endpoint xmlns='urn:slash32:domain:1'/></metadata></domain>".decode()
@@ -74,10 +87,39 @@ def before(node: Node) -> dict[str, str]:
     return look(node) | {"pid": main_pid(node, "libvirtd")}
 
 
+@pytest.fixture(scope="module")
+def fleet(node: Node) -> None:
+    """This host is the fleet: a dispatcher of its own and two guests, of which a1 may speak to a2 and not back."""
+    key = node.sh("slash32-dispatcher key").strip()
+    config = product.host_config(node, node, key) + "conn_limit = 4242\n"
+    node.write("/etc/slash32/hostd.toml", node.read("/etc/slash32/hostd.toml") + config)
+    node.sh("systemctl restart slash32-hostd")
+    host = json.dumps(product.host_resource(node, product.public_key(node)))
+    node.run(["slash32", "apply", "-f", "-"], input=f"{host}\n---{POLICY}")
+    for name, mac, address in (("a1", "52:54:00:00:00:61", A1), ("a2", "52:54:00:00:00:62", A2)):
+        create(node, domains.lxc_domain(name, mac=mac, addr4=address, labels={"role": name}))
+        access.wait_guest(node, name)
+    product.wait_connected(node, "a1", "a2")
+
+
+def create(node: Node, xml: str) -> None:
+    node.write("/root/guest.xml", xml)
+    node.run(["virsh", "-c", "lxc:///", "create", "/root/guest.xml"])
+
+
+def destroy(node: Node, *names: str) -> None:
+    for name in names:
+        node.run(["virsh", "-c", "lxc:///", "destroy", name])
+
+
+def one_way(node: Node) -> None:
+    assert access.probe(node, "a1", [A2])[A2, "5432"]
+    assert not any(access.probe(node, "a2", [A1]).values())
+
+
 def start_guest(node: Node, name: str, mac: str, address: str, tag: bool | str = False) -> str:
     """An LXC guest, with a route to it by hand; the name of its interface."""
-    node.write(f"/root/{name}.xml", domains.lxc_domain(name, mac=mac, addr4=address, tag=tag))
-    node.run(["virsh", "-c", "lxc:///", "create", f"/root/{name}.xml"])
+    create(node, domains.lxc_domain(name, mac=mac, addr4=address, tag=tag))
     access.wait_guest(node, name)
     tap = node.sh(f"virsh -c lxc:/// -q domiflist {name} | awk '{{print $1}}'").strip()
     node.sh(f"ip address add 169.254.1.1/32 dev {tap}; ip route replace {address}/32 dev {tap}")
@@ -211,18 +253,26 @@ def test_the_guard_survives_nftables_service(node: Node, verb: str) -> None:
         node.sh(f"systemctl stop nftables; systemctl start slash32-hostd; {OTHER}")
 
 
+@pytest.mark.usefixtures("fleet")
 def test_upgrade(rack: Rack, node: Node, before: dict[str, str], newer: list[Path]) -> None:
-    node.sh("sed -i 's/^#conn_limit.*/conn_limit = 4242/' /etc/slash32/hostd.toml; systemctl restart slash32-hostd")
-    wait_for(node, "systemctl -q is-active slash32-hostd")
+    one_way(node)
     rules, pid = node.sh(RULES), main_pid(node, "slash32-hostd")
     exempt = node.read("/etc/slash32/guard-exempt")
-    ping = node.popen(["ping", "-i", "0.01", "-W1", OLD])
-    rack.install(newer)
-    ping.send_signal(2)
+    with ThreadPoolExecutor() as pool:
+        flow = pool.submit(access.guest_run, node, "a1", ["stream", "tcp", A2, "5432", "8"])
+        wait_for(node, f"conntrack -L -d {A2} -p tcp --dport 5432 2>&1 | grep -q ESTABLISHED")
+        ping = node.popen(["ping", "-i", "0.01", "-W1", OLD])
+        rack.install(newer)
+        ping.send_signal(2)
+        assert not flow.done(), "it outlived the upgrade"
+        said = flow.result()
+    sent, echoed = (int(said.split(f"{word} ")[1].split()[0]) for word in ("sent", "echoed"))
+    assert "broken no" in said and sent == echoed > 500, said
     said = ping.communicate()[0]
     assert " 0% packet loss" in said, said
     assert int(said.split(" packets transmitted")[0].split()[-1]) > 20
     assert node.sh(RULES) == rules
+    one_way(node)
     assert node.sh("dpkg-query -W -f '${Version}' slash32-hostd") == "99.0"
     assert main_pid(node, "slash32-hostd") not in ("0", pid), "the new code runs"
     assert main_pid(node, "libvirtd") == before["pid"]
@@ -232,13 +282,13 @@ def test_upgrade(rack: Rack, node: Node, before: dict[str, str], newer: list[Pat
 
 
 def test_remove_leaves_the_kernel_as_it_is(node: Node) -> None:
-    wait_for(node, "systemctl -q is-active slash32-hostd")
     tables = node.sh("nft list tables")
     node.run(["apt-get", "-q", "remove", "-y", "slash32-common"])
     assert node.sh("nft list tables") == tables
     assert "slash32" in tables
     assert node.sh("systemctl list-unit-files --plain --no-legend 'slash32*'", check=False) == ""
     assert "conn_limit = 4242" in node.read("/etc/slash32/hostd.toml")
+    one_way(node)
     assert reaches(node, OLD)
     assert not reaches(node, NEW)
 
@@ -248,7 +298,7 @@ def test_a_hook_without_its_package_stops_no_guest(node: Node) -> None:
     assert answers(node) == [0, 0]
     tag = domains.tag_xml("52:54:00:00:00:53", ["10.65.0.53"], {})
     start_guest(node, "later1", "52:54:00:00:00:53", "10.65.0.53", tag)
-    node.run(["virsh", "-c", "lxc:///", "destroy", "later1"])
+    destroy(node, "later1")
 
 
 def test_purge_leaves_nothing(node: Node, before: dict[str, str]) -> None:
@@ -257,8 +307,8 @@ def test_purge_leaves_nothing(node: Node, before: dict[str, str]) -> None:
     node.sh(f"ip -6 route add fd79::/64 dev {tap} proto 132; ip neigh add 10.79.0.1 lladdr 02:00:00:00:00:01 dev {tap}")
     node.run(["apt-get", "-q", "purge", "-y", "slash32-common", "slash32-hostd", "slash32-dispatcher"])
     assert node.sh(f"ip neigh show dev {tap} nud permanent; ip -6 address show dev {tap} | grep fe80::1/ || :") == ""
-    node.run(["virsh", "-c", "lxc:///", "destroy", "new1"])
-    node.sh("rm -f /root/*.xml")
+    assert not any(access.probe(node, "a1", [A2]).values()), "without its policy no guest is open"
+    destroy(node, "new1", "a1", "a2")
     assert differs(look(node), before) == {}
     assert reaches(node, OLD)
     assert main_pid(node, "libvirtd") == before["pid"]
