@@ -51,4 +51,4 @@ class Host:
     public_key: str = ""  # CURVE, Z85, 40 characters
     addresses: tuple[Address, ...] = ()  # next hops on the segment, at most one per family
     nets: tuple[Prefix, ...] = ()  # what its guests may claim; empty: anything
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # label values its guests may carry; a key that is absent is free
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # values its guests may carry; absent: any
