@@ -22,7 +22,7 @@ from pathlib import Path
 from lab import net
 from lab.base import remove_tree
 from lab.paths import LabError, digest
-from lab.process import Process, Started, cgroups, kill_members, remove_cgroups, run
+from lab.process import Process, Started, cgroups, kill_members, remove_cgroups, run, unbroken
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/guest/bin",
@@ -107,10 +107,11 @@ class Node:
         path = self.folder / "spec.json"
         path.write_text(json.dumps(spec))
         stdin = subprocess.DEVNULL if self._owner is None else self._owner
-        with (self.folder / "console.log").open("ab") as console:
+        # an interrupt now would leave a boot that has not joined its cgroups yet, where crash() would find it
+        with (self.folder / "console.log").open("ab") as console, unbroken():
             command = [sys.executable, "-I", "-S", str(BOOT), str(path)]
             starter = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=console, cwd="/")
-        self._record(self._pids(starter))
+            self._record(self._pids(starter))
 
     def _pids(self, starter: subprocess.Popen[bytes]) -> list[int]:
         """The pids of the power supply and of PID 1, as the power supply tells them."""

@@ -8,8 +8,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def _started(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """A signal that would interrupt the body is handled when it is done. (Only the main thread is interrupted.)"""
+    late: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()
+    handlers = {number: signal.signal(number, lambda number, frame: late.append(number)) for number in ends}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if late:
+            signal.raise_signal(late[0])
 
 
 def run(
