@@ -61,7 +61,7 @@ def parse_prefix(text: str) -> Prefix:
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a prefix (write it as 10.0.0.0/8, with no bit set behind the mask)") from None
+        raise ValueError(f"{text!r} is not a prefix (like 10.0.0.0/8, with no bit set behind the mask)") from None
     return Prefix(network.network_address.packed, network.prefixlen)
 
 
