@@ -76,6 +76,8 @@ class Agent:
         self.dirty = Dirty()
         self.changed: set[EndpointKey] = set()  # to be written to the journal
         self.remember: Callable[[set[EndpointKey]], None] = lambda _: None  # the journal, once there is one
+        self.knows = True  # what runs here; a host that remembers nothing must look first (`everything_seen`)
+        self.generation = 0  # moves on whenever an endpoint or what is said of it changes
         self.held = ""  # why the dispatcher's word is not followed, if it is not
         self._waiting: list[_Waiting] = []
         self._revision: int | None = None  # to be acknowledged once settled
@@ -159,7 +161,7 @@ class Agent:
     def bad_tag(self, uuid: str, message: str) -> None:
         """A running guest was given a tag that is wrong: the last good one stays."""
         for local in self.locals.of_domain(uuid):
-            self.locals.put(replace(local, problem=message))
+            self._say(replace(local, problem=message))
         log.warning("%s", message)
 
     def runs(self, uuid: str, now: float) -> None:
@@ -184,9 +186,20 @@ class Agent:
     # -- the dispatcher -------------------------------------------------------------------------------------------
 
     def connected(self, now: float) -> None:
+        self.claims.lost()
+        if self.knows:
+            self._report(now)
+
+    def everything_seen(self, now: float) -> None:
+        """libvirt was scanned: from now on what is not known does not run. A report before would release it all."""
+        if not self.knows:
+            self.knows = True
+            if self.feed is not None and self.feed.connected:
+                self._report(now)
+
+    def _report(self, now: float) -> None:
         assert self.feed is not None
         endpoints = reportable(self.locals)
-        self.claims.lost()
         self.claims.asked(self.feed.report(endpoints), endpoints, now)
 
     def disconnected(self) -> None:
@@ -211,8 +224,8 @@ class Agent:
             elif local.accepted == endpoint:
                 self._put(replace(local, accepted=None, problem=message))  # it was ours and is no more
             else:
-                self.locals.put(replace(local, problem=message))
-            if message:
+                self._say(replace(local, problem=message))
+            if message and message != local.problem:
                 log.warning("%s: %s", quote(endpoint.domain), message)
             self._wake(endpoint.key, message)
 
@@ -250,15 +263,22 @@ class Agent:
     def _reachable(self) -> bool:
         return self.feed is not None and self.feed.connected and self.feed.in_sync
 
+    def _say(self, local: Local) -> None:
+        """Only what is said of it changed."""
+        self.generation += 1
+        self.locals.put(local)
+
     def _put(self, local: Local) -> None:
         key = local.endpoint.key
         if self.locals.get(key) != local:
+            self.generation += 1
             self.locals.put(local)
             self.changed.add(key)
             self.dirty.merge(self.calc.local_changed(key))
 
     def _remove(self, local: Local) -> None:
         key = local.endpoint.key
+        self.generation += 1
         self.locals.remove(key)
         self.claims.forget(key)
         self.changed.add(key)

@@ -58,11 +58,12 @@ class Daemon:
         self.agent = Agent(calc, self.settler, self.feed, config.guard_prefixes)
         self.agent.exempt.listed = set(listed())
         self.agent.remember = self.memory.changed
+        self.agent.knows = bool(self.memory.replica.epoch or self.memory.locals.by_key)
         self.ear = Ear(config.libvirt, self.agent, self._allow_pruning)
         self.inbox = Inbox(config.run_dir / "hook.sock")
         self._selector = selectors.DefaultSelector()
         self._audited = self._retried = time.monotonic()
-        self._said = ""
+        self._said: tuple[object, ...] = ()
         self._running = True
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -117,7 +118,6 @@ class Daemon:
         if now - self._retried >= TICK:
             self._retried = now
             self._slow(now)
-        self._write_status()
 
     def _slow(self, now: float) -> None:
         """What need not be done in every turn."""
@@ -125,6 +125,7 @@ class Daemon:
         notify("WATCHDOG=1")
         if self.settler.retry_due(now):
             self.settler.retry(now)
+        self._write_status()
         if now - self._audited >= AUDIT:
             self._audited = now
             self.agent.dirty.merge(self.settler.audit())
@@ -160,6 +161,8 @@ class Daemon:
 
     def _allow_pruning(self) -> None:
         """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard."""
+        if self.ear.complete:
+            self.agent.everything_seen(time.monotonic())
         if not self.settler.limits.prune and self.ear.complete and (self.feed is None or self.feed.in_sync):
             self.settler.limits = self.settler.limits._replace(prune=True)
             self.settler.resync()
@@ -222,10 +225,10 @@ class Daemon:
         return link is not None and link.name == tap
 
     def _write_status(self) -> None:
-        text = json.dumps(status.of(self.agent, os.getpid(), self.memory.trouble), sort_keys=True)
-        if text != self._said:
-            self._said = text
+        now = status.signature(self.agent, self.memory.trouble)
+        if now != self._said:
+            self._said = now
             path = self.config.run_dir / "hostd.status"
             fresh = path.with_suffix(".new")
-            fresh.write_text(text)
+            fresh.write_text(json.dumps(status.of(self.agent, os.getpid(), self.memory.trouble), sort_keys=True))
             fresh.replace(path)

@@ -69,6 +69,8 @@ class Ear:
                 self.agent.bad_tag(event.uuid, event.message)
             case Runs():
                 self.agent.runs(event.uuid, now)
+                if not self.agent.locals.of_domain(event.uuid):  # back from a migration that failed at the last step
+                    self.watcher.refresh(event.driver, event.uuid)
             case Suspended():
                 if event.migrated:
                     self.agent.migrated_away(event.uuid)

@@ -10,6 +10,22 @@ from .agent import Agent
 from .state import Local
 
 
+def signature(agent: Agent, trouble: str) -> tuple[object, ...]:
+    """Changes whenever `of` would say something else, and costs nothing to make."""
+    feed, settler = agent.feed, agent.settler
+    replica = feed.replica if feed is not None else None
+    counters = settler.counters
+    return (
+        agent.generation,
+        agent.held,
+        trouble,
+        *((feed.connected, feed.in_sync, feed.trouble) if feed is not None else ()),
+        *((replica.epoch, replica.revision) if replica is not None else ()),
+        *(counters.plans, counters.writes, counters.resyncs, counters.healed),
+        tuple(settler.refused),
+    )
+
+
 def of(agent: Agent, pid: int, trouble: str = "") -> dict[str, Any]:
     """`trouble`: why the disk does not hold the last state, or ""."""
     feed, settler = agent.feed, agent.settler
