@@ -319,6 +319,7 @@ def test_window_then_state_not_history() -> None:
     assert publisher.ack(2 + WINDOW - 1)
     frames = publisher.resume(source.whole)
     assert frames is not None and sum(map(len, frames)) < 1000
+    assert not publisher._pending and not publisher.waiting
     assert not publisher.has(2 + WINDOW) and publisher.has(2 + WINDOW - 1)
     del replica
 
