@@ -167,6 +167,18 @@ def answers(node: Node) -> list[int]:
     return [node.run([hook, "g", "prepare", "begin", "-"], check=False, input=TAGGED).returncode for hook in HOOKS]
 
 
+def test_the_same_sources_make_the_same_packages(debs: list[Path], tmp_path: Path) -> None:
+    again = build("--out", str(tmp_path))
+    assert [each.name for each in again] == [each.name for each in debs]
+    assert [each.read_bytes() for each in again] == [each.read_bytes() for each in debs]
+    assert "E:" not in lintian(again)
+
+
+def lintian(debs: list[Path]) -> str:
+    command = ["lintian", "--allow-root", "--fail-on", "none", *map(str, debs)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_install(rack: Rack, node: Node, before: dict[str, str], debs: list[Path]) -> None:
     rack.install(debs)
     assert main_pid(node, "libvirtd") == before["pid"], "libvirtd was restarted"
@@ -330,6 +342,22 @@ def test_install_after_purge_is_a_first_install(rack: Rack, node: Node, debs: li
     assert "52:54:00:00:00:50" in node.read("/etc/slash32/guard-exempt")
     assert reaches(node, OLD)
     assert node.sh("systemctl is-system-running").strip() == "running"
+
+
+def test_boot_order(node: Node) -> None:
+    """The guard stands before a guest can start, and after nftables.service has flushed; hooks are answered."""
+    node.sh("systemctl enable nftables libvirtd")
+    node.reboot()
+    assert "table inet slash32" in node.sh("nft list tables")
+    began = {unit: stamp(node, unit, "InactiveExit") for unit in ("slash32-guard", "slash32-hostd", "libvirtd")}
+    ended = {unit: stamp(node, unit, "ActiveEnter") for unit in (*UNITS, "nftables", "libvirtd")}
+    assert ended["nftables"] <= began["slash32-guard"] < ended["slash32-guard"] <= began["slash32-hostd"]
+    assert ended["slash32-hostd"] <= began["libvirtd"] < ended["libvirtd"]
+    assert node.sh("systemctl is-system-running").strip() == "running"
+
+
+def stamp(node: Node, unit: str, what: str) -> int:
+    return int(node.sh(f"systemctl show -P {what}TimestampMonotonic {unit}"))
 
 
 def test_a_chroot_is_not_this_machine(node: Node) -> None:

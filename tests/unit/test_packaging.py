@@ -13,6 +13,7 @@ import pytest
 
 from dispatcher import config as dispatcher
 from hostd import config as hostd
+from slash32 import resources, tag
 from slash32.cli import commands
 
 REPO = Path(__file__).resolve().parents[2]
@@ -98,6 +99,24 @@ def test_manual_pages(page: Path) -> None:
     assert text.startswith(f".TH {name.upper()} {section} ")
     for other, number in re.findall(r"^\.BR (slash32[\w.-]*) \((\d)\)", text, re.M):
         assert (REPO / f"docs/man/{other}.{number}").exists(), other
+
+
+def example(page: str) -> str:
+    """The manual page's synopsis as people read it."""
+    text = (REPO / "docs/man" / page).read_text()
+    return text.split(".SH SYNOPSIS\n.nf\n")[1].split("\n.fi")[0].replace("\\&", "")
+
+
+def test_the_manual_s_policies_are_policies() -> None:
+    documents = resources.load_yaml(example("slash32-policy.5"), "manual")
+    assert [resources.kind_of(resources.decode(each)) for each in documents] == ["GlobalNetworkPolicy", "Host"]
+
+
+def test_the_manual_s_tag_is_a_tag() -> None:
+    metadata, nic = example("slash32-tag.5").split("...\n")
+    head = "<name>web1</name><uuid>c7a5fdbd-cdaf-9455-926a-d65c16db1809</uuid>"
+    xml = f"<domain type='kvm'>{head}{metadata}<devices>{nic}</devices></domain>"
+    assert tag.parse_domain(xml.encode(), "qemu").tagged
 
 
 def test_no_unit_stops_forwarding() -> None:
