@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from slash32.errors import Slash32Error
 from slash32.net import Prefix
 from slash32.wire import Failure
 
@@ -16,6 +17,7 @@ from .plan import Limits, Plan, Scope, everything, plan, same_way
 from .ruleset import GROUP_MASK, Rule
 from .state import Carrier
 
+_GUARD = "guard"
 RETRY = 2.0  # seconds until what the kernel refused is tried again
 
 
@@ -78,10 +80,18 @@ class Settler:
         return [Failure(r.object, r.message) for r in self.refused.values()]
 
     def resync(self) -> list[Failure]:
-        """Read everything, compare everything. Writes nothing where nothing differs."""
+        """Read everything, compare everything. Writes nothing where nothing differs.
+
+        Where the kernel cannot be read, or refuses the guard, that is a refusal like others: said, and tried again.
+        """
         self.counters.resyncs += 1
-        self.kernel.load()
-        self.actual = self.kernel.read()
+        try:
+            self.kernel.load()
+            self.actual = self.kernel.read()
+        except (Slash32Error, OSError) as error:
+            self.refused[_GUARD] = Refused(_GUARD, str(error), Dirty())
+            return self.failures()
+        self.refused.pop(_GUARD, None)
         dirty = everything(self.calc.desired, self.actual)
         for name in set(dirty.sets) & self.actual.sets.keys():
             if self.calc.desired.sets.get(name) not in (None, self.actual.sets[name]):
@@ -98,6 +108,8 @@ class Settler:
     def retry(self, now: float) -> list[Failure]:
         """Try again what the kernel refused."""
         self.retried = now
+        if _GUARD in self.refused:
+            return self.resync()
         dirty = Dirty()
         for refusal in self.refused.values():
             dirty.merge(refusal.scope)

@@ -8,6 +8,8 @@ import struct
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from slash32.errors import Slash32Error
+
 from ...ruleset import Rule, SetKind, SetSpec
 from ..netlink import (
     NLM_F_ACK,
@@ -44,7 +46,7 @@ _WORDS = {
 }
 
 
-class TransactionRefused(Exception):
+class TransactionRefused(Slash32Error):
     """The kernel refused; nothing was applied. `label` is the caller's for the operation, None where it named none."""
 
     def __init__(self, label: Hashable, refusal: Refusal, operation: str) -> None:
