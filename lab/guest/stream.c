@@ -3,14 +3,25 @@
  *   stream recv PORT SECONDS                prints: received N lost N longest_gap_ms X   (ends SECONDS after its start)
  *   stream tcp ADDR PORT SECONDS [MS]       a TCP flow to an echo server, one numbered line every MS (5);
  *                                        prints: sent N echoed N longest_gap_ms X broken yes|no
+ * SIGTERM ends each early: what is under way is waited for, then it prints.
  */
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/time.h>
 #include <unistd.h>
 #include "tools.h"
+
+enum { QUIET_MS = 300, ECHO_MS = 3000 };
+static volatile sig_atomic_t stopped;
+
+static void stop(int number)
+{
+    (void)number;
+    stopped = 1;
+}
 
 static int dial(const char *address, const char *port, int type)
 {
@@ -29,28 +40,31 @@ static int send_stream(const char *address, const char *port, double rate, doubl
 {
     int s = dial(address, port, SOCK_DGRAM);
     double start = now_ms();
-    unsigned total = rate * seconds;
-    for (unsigned i = 0; i < total; i++) {
+    unsigned total = rate * seconds, i = 0;
+    for (; i < total && !stopped; i++) {
         double wait = start + i * 1e3 / rate - now_ms();
         if (wait > 0) usleep(wait * 1e3);
         unsigned number = htonl(i);
         send(s, &number, sizeof number, 0);
     }
-    printf("sent %u\n", total);
+    printf("sent %u\n", i);
     return 0;
 }
 
 static int receive(int port, double seconds)
 {
     struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
-    int s = socket(AF_INET6, SOCK_DGRAM, 0), no = 0;
+    int s = socket(AF_INET6, SOCK_DGRAM, 0), no = 0, room = 8 << 20;
     setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no);
     if (bind(s, (void *)&any, sizeof any) < 0) { perror("stream: bind"); return 1; }
+    setsockopt(s, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room); /* a busy machine is no loss */
     double until = now_ms() + seconds * 1e3, last = 0, longest = 0;
     unsigned received = 0, first = 0, highest = 0, number;
     struct pollfd polled = {.fd = s, .events = POLLIN};
     while (now_ms() < until) {
-        if (poll(&polled, 1, 20) < 1 || recv(s, &number, sizeof number, 0) != sizeof number) continue;
+        int ready = poll(&polled, 1, stopped ? QUIET_MS : 20);
+        if (stopped && !ready) break;
+        if (ready < 1 || recv(s, &number, sizeof number, 0) != sizeof number) continue;
         double at = now_ms();
         number = ntohl(number);
         if (!received) first = highest = number;
@@ -71,14 +85,18 @@ static int tcp_stream(const char *address, const char *port, double seconds, dou
     if (atoi(port) == 80) echoed = 0;
     struct pollfd polled = {.fd = s, .events = POLLIN};
     char data[4096];
-    while (now_ms() < start + seconds * 1e3 && !broken) {
-        if (now_ms() >= next) {
+    double end = start + seconds * 1e3;
+    while (!broken && now_ms() < end + ECHO_MS) {
+        if (stopped && end > now_ms()) end = now_ms();
+        int over = now_ms() >= end;
+        if (over && echoed >= sent) break;
+        if (!over && now_ms() >= next) {
             int length = snprintf(data, sizeof data, "%ld\n", sent);
             ssize_t n = send(s, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
             if (n == length) sent++; else if (errno != EAGAIN) broken = 1;
             next += every;
         }
-        double wait = next - now_ms();
+        double wait = over ? QUIET_MS : next - now_ms();
         if (poll(&polled, 1, wait > 1 ? wait : 1) < 1) continue;
         ssize_t n = recv(s, data, sizeof data, 0);
         if (n <= 0) { broken = 1; break; }
@@ -93,6 +111,7 @@ static int tcp_stream(const char *address, const char *port, double seconds, dou
 
 int stream(int argc, char **argv)
 {
+    signal(SIGTERM, stop);
     if (argc == 6 && !strcmp(argv[1], "send")) return send_stream(argv[2], argv[3], atof(argv[4]), atof(argv[5]));
     if (argc == 4 && !strcmp(argv[1], "recv")) return receive(atoi(argv[2]), atof(argv[3]));
     if (argc >= 5 && !strcmp(argv[1], "tcp")) return tcp_stream(argv[2], argv[3], atof(argv[4]), argc > 5 ? atof(argv[5]) : 5);
