@@ -80,6 +80,7 @@ def _run(config: Config) -> int:
         api = Api(loop, config.socket)
         try:
             api.start()
+            signal.set_wakeup_fd(loop.wake_fd, warn_on_full_buffer=False)  # whichever thread the signal finds
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: loop.stop())
             counted = len(core.registry.hosts), len(core.registry.endpoints)

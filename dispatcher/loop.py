@@ -2,6 +2,7 @@
 # wake-up, systemd's notify socket. Everything that is decided is decided in the core.
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -56,6 +57,7 @@ class Loop:
         """Raises ListenError."""
         self.core = core
         self._stop = False
+        self._closed = False
         self._commands: queue.SimpleQueue[_Command | _Waiter] = queue.SimpleQueue()
         self._waiters: list[_Waiter] = []
         self._wake_in, self._wake_out = socket.socketpair()
@@ -93,31 +95,39 @@ class Loop:
         """Where it listens, with the port that was chosen."""
         return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    @property
+    def wake_fd(self) -> int:
+        """A byte written there ends the loop's sleep."""
+        return self._wake_in.fileno()
+
     # -- from other threads and from signal handlers ----------------------------------------------------------------
 
     def submit(self, run: Callable[[Core], Any]) -> Future[Any]:
         """Run it between two messages; the result comes after the commit that makes it durable."""
         command = _Command(run, Future())
-        self._commands.put(command)
-        self._wake()
+        self._put(command)
         return command.future
 
     def wait(self, revision: int, seconds: float) -> Future[Any]:
         """The revision's progress, when all hosts have it or time is up."""
         waiter = _Waiter(revision, time.monotonic() + seconds, Future())
-        self._commands.put(waiter)
-        self._wake()
+        self._put(waiter)
         return waiter.future
+
+    def _put(self, command: _Command | _Waiter) -> None:
+        if self._closed:
+            command.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
+            return
+        self._commands.put(command)
+        self._wake()
 
     def stop(self) -> None:
         self._stop = True
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # full: it is awake enough
             self._wake_in.send(b"x")
-        except BlockingIOError:
-            return  # full: it is awake enough
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -146,11 +156,10 @@ class Loop:
 
     def close(self) -> None:
         """Answers whoever waits, and says no to what has come since."""
+        self._closed = True
         self._take_commands()
         for waiting in self._waiters:
             waiting.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
-        self._wake_in.close()
-        self._wake_out.close()
         self._router.close(0)
         self._zap.socket.close(0)
         self._context.term()

@@ -18,7 +18,7 @@ from slash32 import wire
 from slash32.keys import load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address
-from slash32.sync import Applied, Held, NeedSnapshot, Replica
+from slash32.sync import NO_SESSION, Applied, Held, NeedSnapshot, Replica
 from slash32.wire import Ack, Claim, Failure, Refusal, Release, Report, WireError
 
 __all__ = [
@@ -265,6 +265,10 @@ class Feed:
             return
         if isinstance(message, wire.Claimed):
             events.append(ClaimAnswer(message.seq, message.refused))
+            return
+        if isinstance(message, wire.Pong) and message.revision == NO_SESSION:
+            self._drop("the dispatcher knows of no session with this host")
+            self._session.again = True
             return
         for outcome in self.replica.receive(message):
             if isinstance(outcome, NeedSnapshot):
