@@ -2,6 +2,7 @@
 # addresses, policies, and that all of it is gone when a scope ends. Touches the rack through lab only.
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -150,7 +151,14 @@ class Site:
 
     def settled(self, seconds: float = 30) -> None:
         """Wait until every host has in its kernel what the dispatcher has for it."""
-        product.wait_in_sync(self.rack, seconds=seconds)
+
+        def behind() -> str | None:
+            said = json.loads(product.cli(self.rack, "status", "-o", "json"))
+            late = [h for h in said["hosts"] if not h["in_sync"] or h["revision"] != said["revision"]]
+            return str(late) if late else None
+
+        problem = product.poll(behind, seconds)
+        assert problem is None, problem
 
     @contextmanager
     def scope(self) -> Iterator[None]:
