@@ -14,6 +14,7 @@ from slash32.notify import notify
 from slash32.sync import Applied, Held
 
 from . import status
+from .absorb import absorb
 from .agent import Agent
 from .calc import Calculation
 from .config import Config
@@ -29,7 +30,7 @@ from .journal import Journal
 from .memory import Memory
 from .plan import Limits
 from .settle import Settler
-from .world import absorb, world_of
+from .world import world_of
 
 log = logging.getLogger("slash32.hostd")
 

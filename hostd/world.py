@@ -1,20 +1,14 @@
-# Owns: what the dispatcher told this host, by kind, and which calculations a change of it asks for. Pure.
+# Owns: what the dispatcher told this host, by kind. Pure.
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from slash32.net import Address, Prefix
-from slash32.pack import AddressSet, Kind, Name
+from slash32.pack import AddressSet, Kind
 from slash32.policy import Policy, Profile
-from slash32.sync import Applied, Replica
-from slash32.wire import Members
-
-from .desired import Dirty, Member
-
-if TYPE_CHECKING:
-    from .calc import Calculation
+from slash32.sync import Replica
 
 
 @dataclass(slots=True)
@@ -36,33 +30,3 @@ def world_of(replica: Replica) -> World:
         cast(Mapping[str, tuple[Address, ...]], replica.objects(Kind.HOST)),
         cast(Mapping[Prefix, tuple[str, ...]], replica.objects(Kind.ROUTE)),
     )
-
-
-def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
-    """What the kernel may need, after the replica took all these changes.
-
-    Sets go first: a policy that is loaded afterwards finds them as they are now, counted once.
-    """
-    dirty = Dirty()
-    changes = [change for applied in batch for change in applied.changes]
-    whole = {change.name for change in changes if not isinstance(change, Members) and change.kind is Kind.SET}
-    names: dict[Kind, list[Name]] = {kind: [] for kind in Kind}
-    for change in changes:
-        if not isinstance(change, Members):
-            names[change.kind].append(change.name)
-        elif change.name not in whole:
-            dirty.merge(calc.members_changed(change.name, _listed(change.add), _listed(change.remove)))
-    for name in whole:
-        dirty.merge(calc.set_replaced(str(name)))
-    if names[Kind.PROFILE]:
-        dirty.merge(calc.profiles_changed(cast(list[str], names[Kind.PROFILE])))
-    if names[Kind.POLICY]:
-        dirty.merge(calc.policies_changed(cast(list[str], names[Kind.POLICY])))
-    if names[Kind.HOST]:
-        dirty.merge(calc.hosts_changed(cast(list[str], names[Kind.HOST])))
-    dirty.merge(calc.routes_changed(cast(list[Prefix], names[Kind.ROUTE])))
-    return dirty
-
-
-def _listed(members: AddressSet) -> list[Member]:
-    return [*members.addresses, *members.prefixes]
