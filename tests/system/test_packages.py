@@ -21,7 +21,8 @@ from lab.rack import Rack
 REPO = Path(__file__).parents[2]
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 OTHER = "nft add table inet other; nft add chain inet other c; nft add rule inet other c counter"
-RULES = "nft -a list ruleset | sed 's/packets [0-9]* bytes [0-9]*//; /ct count over/d'"  # connection counters come and go
+# Connection counters come and go.
+RULES = "nft -a list ruleset | sed 's/packets [0-9]* bytes [0-9]*//; /ct count over/d'"
 OLD, NEW = "10.65.0.50", "10.65.0.51"
 A1, A2 = "10.65.0.61", "10.65.0.62"
 POLICY = """
