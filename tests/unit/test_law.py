@@ -20,7 +20,8 @@ MAY_IMPORT = {
 }
 PURE = {
     "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync",
-    "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle agent operations sightings status",
+    "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle agent operations"
+    " sightings status",
     "dispatcher": "registry fanout ownership live",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
