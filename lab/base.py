@@ -85,15 +85,16 @@ def _sources(suite: str) -> str:
     """The machine's own Debian sources, as text, with its release replaced by SUITE."""
     release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
     here = release.group(1) if release else "bookworm"
-    deb822 = Path("/etc/apt/sources.list.d/debian.sources")
-    plain = Path("/etc/apt/sources.list")
-    for path in (deb822, plain):
+    folder = Path("/etc/apt/sources.list.d")
+    usual = folder / "debian.sources"
+    others = sorted({*folder.glob("*.sources"), *folder.glob("*.list")} - {usual})
+    for path in (usual, Path("/etc/apt/sources.list"), *others):  # one file: deb822 and plain lines do not mix
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
             text = "\n".join(lines).strip() + "\n"
-            if re.search(rf"\b{here}\b", text):
+            if re.search(rf"\b{here}\b", text) and re.search(r"\bmain\b", text):
                 return re.sub(rf"\b{here}\b", suite, text)
-    raise LabError(f"no Debian apt source for {here} in {deb822} or {plain}: add one, then run again")
+    raise LabError(f"no Debian apt source for {here} in /etc/apt/sources.list or {folder}: add one, then run again")
 
 
 def _apt_options() -> list[str]:
