@@ -40,9 +40,10 @@ def tcp(
     *,
     flags: int = 0x02,
     source_port: int = 4000,
+    data: bytes = b"",
 ) -> str:
-    """A TCP segment without data: FLAGS 0x02 is SYN, 0x10 ACK."""
-    segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 0x50, flags, 64240, 0, 0)
+    """A TCP segment: FLAGS 0x02 is SYN, 0x10 ACK."""
+    segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 0x50, flags, 64240, 0, 0) + data
     return _frame((to_mac, source_mac, source, target), 6, segment, 16)
 
 

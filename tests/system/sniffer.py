@@ -109,6 +109,8 @@ def sniff(nodes: Sequence[Node], *markers: bytes) -> Iterator[dict[str, Sniffer]
         for node in nodes:
             sniffers[node.name] = Sniffer(node, markers)
         yield sniffers
+        for sniffer in sniffers.values():
+            sniffer.frames()
     finally:
         for sniffer in sniffers.values():
             sniffer.end()

@@ -1,5 +1,5 @@
-# No packet before policy: guests that flood two peers from their first instruction. Under a policy that denies it nothing
-# leaves their tap, in any start; under one that allows it the same frames arrive, which shows that the flood can arrive.
+# No packet before policy: guests that flood two peers from their first instruction. Under a policy that denies it
+# nothing leaves their tap, in any start; under one that allows it the same frames arrive: the flood can arrive.
 from __future__ import annotations
 
 from collections.abc import Iterator
