@@ -18,7 +18,6 @@ from .compile import (
     policy_chain,
     policy_chains,
     profile_chain,
-    selectors_of,
 )
 from .desired import ClassChains, Desired, Dirty, Member, Tap
 from .forwarding import GATEWAY4_ROUTE, Route
@@ -76,17 +75,15 @@ class Calculation:
             return dirty  # no rule uses it: nothing in the kernel
         before = dict(found.specs)
         if found.changed(add, remove):
-            self._undeclare(before, dirty)
-            self._declare(name, found, dirty)
-            self._reload_users(name, dirty)
-            return dirty
+            self._redeclare(name, before, found, dirty)
+        stay = {kind: kernel for kind, (kernel, _) in found.specs.items() if before.get(kind) == found.specs[kind]}
         for members, adding in ((add, True), (remove, False)):
             for member in members:
-                kernel = found.specs[kind_of(member)][0]
+                kernel = stay.get(kind_of(member), "")
                 if isinstance(member, Prefix):
-                    dirty.refill.add(kernel)  # intervals that touch are one: write them anew
-                    continue
-                dirty.change_members(kernel, (member,) if adding else (), () if adding else (member,))
+                    dirty.refill |= {kernel} - {""}  # intervals that touch are one: write them anew
+                elif kernel:
+                    dirty.change_members(kernel, (member,) if adding else (), () if adding else (member,))
         return dirty
 
     def set_replaced(self, name: str) -> Dirty:
@@ -95,12 +92,9 @@ class Calculation:
         old = self._sets.get(name)
         if old is not None:
             new = self._sets[name] = SelectorSet(name, self._value(name))
-            if old.specs == new.specs:
-                dirty.refill.update(kernel for kernel, _ in new.specs.values())
-            else:
-                self._undeclare(old.specs, dirty)
-                self._declare(name, new, dirty)
-                self._reload_users(name, dirty)
+            if old.specs != new.specs:
+                self._redeclare(name, old.specs, new, dirty)
+            dirty.refill.update(kernel for kernel, _ in new.specs.values())
         return dirty
 
     def hosts_changed(self, names: Iterable[str]) -> Dirty:
@@ -170,8 +164,13 @@ class Calculation:
 
     def _load_chains(self, item: Policy | Profile, dirty: Dirty) -> None:
         owner = ("policy" if isinstance(item, Policy) else "profile", item.name)
-        fresh = set(selectors_of((*item.ingress, *item.egress)))
-        chains = policy_chains(item, lambda name: self._need_set(name, dirty))
+        fresh: set[str] = set()  # the selectors that a rule which can match a packet names
+
+        def lookup(name: str) -> SelectorSet:
+            fresh.add(name)
+            return self._need_set(name, dirty)
+
+        chains = policy_chains(item, lookup)
         for name in self._owned.get(owner, ()):
             self._forget_use(name, dirty, keep=fresh)
             if name not in chains:
@@ -214,11 +213,19 @@ class Calculation:
             self._declare(name, found, dirty)
         return found
 
+    def _redeclare(self, name: str, before: Specs, found: SelectorSet, dirty: Dirty) -> None:
+        """Other kernel sets than before, for some of its kinds."""
+        self._undeclare({kind: old for kind, old in before.items() if found.specs.get(kind) != old}, dirty)
+        self._declare(name, found, dirty)
+        self._reload_users(name, dirty)
+
     def _declare(self, name: str, found: SelectorSet, dirty: Dirty) -> None:
         for kind, (kernel, spec) in found.specs.items():
-            self.desired.sets[kernel] = spec
-            self._by_set[kernel] = (name, kind)
-            dirty.sets.add(kernel)
+            if kernel not in self.desired.sets:
+                self.desired.sets[kernel] = spec
+                self._by_set[kernel] = (name, kind)
+                dirty.sets.add(kernel)
+                dirty.refill.add(kernel)  # one of this name may still be there, with members of then
 
     def _undeclare(self, specs: Specs, dirty: Dirty) -> None:
         for kernel, _ in specs.values():
@@ -228,8 +235,10 @@ class Calculation:
 
     def _reload_users(self, name: str, dirty: Dirty) -> None:
         users = self._users.get(name, set())
-        for kind, item in [owner for owner, chains in self._owned.items() if users.intersection(chains)]:
-            self._load_chains((self.world.policies if kind == "policy" else self.world.profiles)[item], dirty)
+        for kind, item_name in [owner for owner, chains in self._owned.items() if users.intersection(chains)]:
+            item = (self.world.policies if kind == "policy" else self.world.profiles).get(item_name)
+            if item is not None:  # else it went in the same batch, and is dropped in its turn
+                self._load_chains(item, dirty)
 
     def _members(self, kernel: str) -> list[Member]:
         selector, kind = self._by_set[kernel]

@@ -85,16 +85,10 @@ def profile_chain(name: str, direction: Direction) -> str:
 
 
 def _readable(name: str) -> str:
-    """Unique and legal as an nft identifier, and still the name where that is one."""
+    """Unique and legal as an nft identifier, and still the name where that is one (it then has no underscore)."""
     if len(name) <= 40 and name.replace("-", "").isalnum():
         return name
-    return f"{name[:24].replace('.', '_')}-{digest(name)}"
-
-
-def selectors_of(rules: Iterable[PolicyRule]) -> Iterator[str]:
-    for rule in rules:
-        for peer in (rule.source, rule.destination):
-            yield from (s for s in (peer.selector, peer.not_selector) if s is not None)
+    return f"{name[:24].replace('.', '_')}_{digest(name)}"
 
 
 def policy_chains(item: Policy | Profile, lookup: SetLookup) -> dict[str, tuple[Rule, ...]]:

@@ -57,8 +57,9 @@ class Actual:
     routes: dict[Prefix, Route] = field(default_factory=dict)
     exempt: frozenset[int] = frozenset()
     members: dict[str, Collection[Member]] | None = None  # only straight after a read
-    strays: frozenset[Hashable] = frozenset()  # elements of no whole admission, for the filter to sweep
+    strays: frozenset[Hashable] = frozenset()  # elements of nothing whole, for the filter to sweep
     extra_routes: tuple[Route, ...] = ()  # second routes of ours to one prefix (a replacement was cut off)
+    taken: set[Prefix] = field(default_factory=set)  # places of routes of ours that somebody's `replace` took
     foreign_groups: dict[int, int] = field(default_factory=dict)  # guarded links we know nothing of: ifindex -> group
 
 
@@ -96,11 +97,13 @@ class Dirty:
             self.change_members(name, add, remove)
 
     def change_members(self, name: str, add: Collection[Member], remove: Collection[Member]) -> None:
+        """Both are real changes, so that what came and went (or went and came back) is no change at all."""
         added, removed = self.members.setdefault(name, (set(), set()))
-        added.difference_update(remove)
-        removed.update(remove)
-        removed.difference_update(add)
-        added.update(add)
+        came_back, went_again = removed.intersection(add), added.intersection(remove)
+        added.update(set(add) - came_back)
+        removed.update(set(remove) - went_again)
+        added.difference_update(went_again)
+        removed.difference_update(came_back)
 
     def __bool__(self) -> bool:
         return bool(self.sets or self.refill or self.members or self.chains or self.taps or self.routes)

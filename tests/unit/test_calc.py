@@ -1,0 +1,90 @@
+# The calculation: whatever way led to a state, what the kernel is to hold follows from the state alone.
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+
+from slash32.net import parse_prefix
+from slash32.pack import AddressSet, Kind, ObjectKey
+from slash32.policy import Action, Direction, Peer, Policy, Rule
+from tests.scenes import ADDRESSES4, FULL, Absorb, Commit, Scene, Step, lives, many, same
+
+WEB = 'role == "web"'
+SET = ObjectKey(Kind.SET, WEB)
+IN = (Direction.INGRESS,)
+
+
+def play(steps: list[Step]) -> Scene:
+    scene = Scene()
+    for step in steps:
+        scene.take(step)
+    scene.rest()
+    return scene
+
+
+@settings(max_examples=3000 if FULL else 200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(lives())
+def test_what_is_desired_follows_from_the_state_alone(steps: list[Step]) -> None:
+    scene = play(steps)
+    same(scene.calc.desired, scene.fresh().desired)
+
+
+def commit(*values: object) -> Commit:
+    return Commit(tuple(values))  # type: ignore[arg-type]
+
+
+def policy(name: str = "a", selector: str | None = WEB, nets: tuple[str, ...] = ()) -> tuple[ObjectKey, Policy]:
+    peer = Peer(selector=selector, nets=tuple(map(parse_prefix, nets)))
+    return ObjectKey(Kind.POLICY, name), Policy(name, "all()", IN, ingress=(Rule(Action.ALLOW, source=peer),))
+
+
+def test_a_member_that_joins_with_the_first_prefix_is_told() -> None:
+    """The prefix needs a kernel set more; the address still goes into the one that was there."""
+    scene = play([commit(policy(), (SET, AddressSet()))])
+    scene.dirty = type(scene.dirty)()
+    scene.take(commit((SET, AddressSet({ADDRESSES4[1]}, {parse_prefix("10.66.0.0/24")}))))
+    scene.rest()
+    addresses = next(name for name in scene.calc.desired.sets if name.startswith("addr4"))
+    nets = next(name for name in scene.calc.desired.sets if name.startswith("net4"))
+    assert scene.dirty.members[addresses] == ({ADDRESSES4[1]}, set())
+    assert nets in scene.dirty.sets and addresses not in scene.dirty.sets
+
+
+def test_a_set_that_outgrew_its_kernel_set_and_came_back_is_filled_anew() -> None:
+    scene = play([commit(policy(), (SET, AddressSet(many(100))))])
+    (before,) = [name for name in scene.calc.desired.sets if name.startswith("addr4")]
+    scene.dirty = type(scene.dirty)()
+    scene.take(commit((SET, AddressSet(many(200)))))
+    scene.take(commit((SET, AddressSet({ADDRESSES4[1]}))))
+    scene.rest()
+    assert before in scene.dirty.refill
+    assert scene.calc.desired.members(before) == [ADDRESSES4[1]]
+
+
+def test_a_policy_that_goes_together_with_its_big_set() -> None:
+    """Its chains may not be asked for any more when the set is looked at."""
+    big = AddressSet(many(300), {parse_prefix("10.66.0.0/24")})
+    scene = play([commit(policy("a"), policy("b"), (SET, big)), Absorb()])
+    scene.take(commit((ObjectKey(Kind.POLICY, "a"), None), (ObjectKey(Kind.POLICY, "b"), None), (SET, None)))
+    scene.rest()
+    assert not scene.calc.desired.sets and not scene.calc.desired.chains
+
+
+def test_a_rule_that_can_match_nothing_needs_no_set() -> None:
+    never = Rule(Action.ALLOW, ip_version=4, source=Peer(nets=(parse_prefix("fd00::/8"),), selector=WEB))
+    dead = Policy("a", "all()", IN, ingress=(never,))
+    scene = play([commit((ObjectKey(Kind.POLICY, "a"), dead), (SET, AddressSet(many(3))))])
+    assert not scene.calc.desired.sets
+    scene.take(commit((ObjectKey(Kind.POLICY, "a"), None)))
+    scene.rest()
+    assert not scene.calc.desired.chains
+
+
+def test_what_came_and_went_before_the_kernel_was_told_is_no_change() -> None:
+    scene = play([commit(policy(), (SET, AddressSet(many(3))))])
+    scene.dirty = type(scene.dirty)()
+    scene.take(commit((SET, AddressSet(many(4)))))
+    scene.take(commit((SET, AddressSet(many(2)))))
+    scene.take(commit((SET, AddressSet(many(3)))))
+    scene.rest()
+    (change,) = scene.dirty.members.values()
+    assert change == (set(), set())
