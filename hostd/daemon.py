@@ -51,7 +51,7 @@ class Daemon:
         self.memory.locals.verify(self._carrier_exists)
         calc = Calculation.build(config.host, world_of(self.memory.replica), self.memory.locals)
         knows = bool(self.memory.replica.epoch)
-        limits = Limits(config.group_base, prune=knows)
+        limits = Limits(config.group_base, prune=knows, scanned=False)
         self.settler = Settler(kernel, calc, limits, config.guard_prefixes)
         self.machine.prepare()
         self.settler.resync()
@@ -163,6 +163,7 @@ class Daemon:
     def _allow_pruning(self) -> None:
         """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard."""
         if self.ear.complete:
+            self.settler.limits = self.settler.limits._replace(scanned=True)
             self.agent.everything_seen(time.monotonic())
         if not self.settler.limits.prune and self.ear.complete and (self.feed is None or self.feed.in_sync):
             self.settler.limits = self.settler.limits._replace(prune=True)
@@ -203,6 +204,8 @@ class Daemon:
                 dirty.merge(settler.route_seen(route))
             case kernel_says.RouteOverwritten(prefix):
                 dirty.merge(settler.route_lost(prefix))
+            case kernel_says.NeighbourSeen(neighbour):
+                dirty.merge(settler.neighbour_seen(neighbour))
             case kernel_says.NeighbourGone(neighbour):
                 dirty.merge(settler.neighbour_gone(neighbour))
             case kernel_says.AddressGone(address):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from slash32.net import Address, Prefix, format_address
 
 from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
-from .forwarding import Add, Delete, Item, Neighbour, Operation, Replace, Route, SetGroup, TapAddress
+from .forwarding import Add, Delete, Item, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
 from .ruleset import Jump, Rule, SetSpec
 
 
@@ -94,8 +94,8 @@ class PutSysctls(NamedTuple):
     name: str
 
 
-Grow = AddSet | FlushSet | AddMembers | DelMembers | PutChain | PutClass | Admit | Expel | Exempt
-Shrink = Sweep | DelClass | DelChain | DelSet
+Grow = AddSet | FlushSet | AddMembers | DelMembers | PutChain | PutClass | Sweep | Admit | Expel | Exempt
+Shrink = DelClass | DelChain | DelSet
 FilterOp = Grow | Shrink
 LinkOp = Operation | PutSysctls
 
@@ -119,6 +119,7 @@ class Limits(NamedTuple):
 
     group_base: int
     prune: bool = True
+    scanned: bool = True  # libvirt was; before, nobody knows which interfaces the exempt guests have
 
 
 class Scope(NamedTuple):
@@ -164,7 +165,7 @@ def plan(scope: Scope) -> Plan:
     _plan_routes(out, scope)
     _plan_exempt(out, scope)
     if actual.strays and limits.prune:
-        out.collect.append(Sweep(actual.strays))
+        out.filter.append(Sweep(actual.strays))
     out.close += [Delete(route) for route in actual.extra_routes]
     out.close.sort(key=_closing)
     out.open.sort(key=_opening)
@@ -187,8 +188,9 @@ def _opening(op: LinkOp) -> int:
     return 4 if isinstance(op, SetGroup) else 3
 
 
-_FILTERING = (AddSet, FlushSet, DelMembers, AddMembers, PutChain, PutClass, Expel, Admit, Exempt)
-_COLLECTING = (Sweep, DelClass, DelChain, DelSet)
+# Sweep before PutClass and Admit: what is left of one that somebody damaged is a stray, and part of the whole, too.
+_FILTERING = (AddSet, FlushSet, DelMembers, AddMembers, PutChain, Sweep, PutClass, Expel, Admit, Exempt)
+_COLLECTING = (DelClass, DelChain, DelSet)
 
 
 def _plan_sets(out: Plan, scope: Scope) -> None:
@@ -302,7 +304,8 @@ def _plan_routes(out: Plan, scope: Scope) -> None:
         if want is None and have is not None and limits.prune:
             out.close.append(Delete(have))
         elif want is not None and not same_way(want, have):
-            out.open.append(Add(want) if have is None else Replace(have, want))
+            missing = Take(want) if prefix in actual.taken else Add(want)
+            out.open.append(missing if have is None else Replace(have, want))
 
 
 def same_way(want: Route, have: Route | None) -> bool:
@@ -313,7 +316,7 @@ def same_way(want: Route, have: Route | None) -> bool:
 def _plan_exempt(out: Plan, scope: Scope) -> None:
     desired, actual, _, _, limits = scope
     out.filter += [Exempt(ifindex, on=True) for ifindex in sorted(desired.exempt - actual.exempt)]
-    if limits.prune:
+    if limits.prune and limits.scanned:
         out.filter += [Exempt(ifindex, on=False) for ifindex in sorted(actual.exempt - desired.exempt)]
 
 
@@ -325,6 +328,8 @@ def describe(op: FilterOp | LinkOp) -> str:
             return f"{'add' if isinstance(op, Add) else 'delete'} {what}"
         case Replace(_, new):
             return f"replace route {_shown(new)}"
+        case Take(route):
+            return f"take back route {_shown(route)}"
         case SetGroup(ifindex, group):
             return f"set link #{ifindex} group {group:#x}"
         case Admit(ifindex, mac) | Expel(ifindex, mac):
