@@ -30,6 +30,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PLACES = {"h1": ("web1", "app1", "db1"), "h2": ("db2", "web2", "app2", "stray")}
 ROLES = {"web1": "web", "app1": "app", "db1": "db", "web2": "web", "app2": "app", "db2": "db", "stray": "none"}
 LATE = ("h1", "app3", "app")  # started while hostd is dead
+FLOW_SECONDS = 180.0  # at most: they are ended when they have shown what they are to show
 FLOWS = (("app1", "db1", 4), ("app2", "db1", 4), ("app1", "db2", 6), ("app2", "db2", 6))  # all to 5432
 NO_POLICY, THREE_TIER = "no-policy.matrix", "three-tier.matrix"
 DROP_IN = "/run/systemd/system/{}.service.d/demo.conf"
@@ -111,7 +112,7 @@ class Demo:
     def six_failures(self) -> None:
         self.screen.step(6, "hostd killed, then the dispatcher, while TCP flows go on")
         with background() as pool:
-            flows = self.open_flows(pool, 7 + 3 * self.matrix_seconds)
+            flows = self.open_flows(pool, FLOW_SECONDS)
             self.hostd_killed(pool)
             self.dispatcher_killed()
             self.judge(flows)
@@ -229,8 +230,10 @@ class Demo:
         return flows
 
     def judge(self, flows: Sequence[Flow]) -> None:
-        """Wait for the flows to end: none may have noticed anything."""
+        """End the flows: none may have noticed anything."""
         early = [flow.name for flow in flows if flow.result.done()]
+        for source in {source for source, _, _ in FLOWS}:
+            guest_run(self.guests[source].node, source, ["sh", "-c", "kill -TERM $(pidof stream)"], check=False)
         with self.screen.waiting("for the flows to end"):
             said = {flow.name: flow.result.result() for flow in flows}
         self.asked += len(flows)
