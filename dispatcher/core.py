@@ -73,13 +73,20 @@ class Core:
         """Into the registry; the caller has checked it and written it."""
         match resource:
             case Host():
+                self.forget_key(resource.name)
                 self.registry.put_host(resource)
                 self.fanout.add_host(resource.name)
-                self.keys = {h.public_key: h.name for h in self.registry.hosts.values() if h.public_key}
+                if resource.public_key:
+                    self.keys[resource.public_key] = resource.name
             case Policy():
                 self.registry.put_policy(resource)
             case Profile():
                 self.registry.put_profile(resource)
+
+    def forget_key(self, name: str) -> None:
+        old = self.registry.hosts.get(name)
+        if old is not None and self.keys.get(old.public_key) == name:
+            del self.keys[old.public_key]
 
     # -- what hosts say -------------------------------------------------------------------------------------------
 
@@ -87,6 +94,10 @@ class Core:
         """`user` is who the connection was authenticated as ("host key"); needed where there is no session yet."""
         session = self.sessions.get(identity)
         try:
+            if session is not None and (revision := wire.plain_ack(body)) >= 0:
+                session.heard = self.clock()
+                self._ack(session, revision, ())
+                return
             message = wire.decode_from_host(body)
         except WireError as e:
             log.warning("host %s: %s", session.host if session else quoted(user.partition(" ")[0], 64), e)
@@ -119,7 +130,8 @@ class Core:
                 raise AssertionError("handled before")
 
     def _ack(self, session: Session, revision: int, failures: tuple[Failure, ...]) -> None:
-        host, publisher = session.host, self.fanout.publishers[session.host]
+        host = session.host
+        publisher = self.fanout.publishers[host]
         if failures or session.failures:
             for failure in set(failures) - set(session.failures):
                 log.warning("host %s: %s: %s", host, quoted(failure.object), quoted(failure.message))
@@ -128,7 +140,7 @@ class Core:
         if publisher.ack(revision):
             self._resume.add(host)
         unsettled = publisher.unsettled
-        if unsettled != before and (self.commits.acknowledged(host, unsettled, self.clock()) or before == 0):
+        if unsettled != before and (self.commits.acknowledged(host, unsettled, session.heard) or before == 0):
             self.progress = True
 
     def _hello(self, identity: bytes, user: str, hello: Hello) -> None:

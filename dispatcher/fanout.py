@@ -62,11 +62,12 @@ class Fanout:
         for key in [c.key for c in batch.changes if isinstance(c, Delete)]:
             self._tidy(key)
         out: list[tuple[str, Frames | None]] = []
-        for host in self.publishers if common else mine:
-            publisher = self.publishers[host]
+        publishers, digests, base = self.publishers, self._digests, self._common_digest
+        for host in publishers if common else mine:
+            publisher = publishers[host]
             if publisher.live:
-                edits = common if host not in mine else mine[host] + common
-                out.append((host, publisher.push(revision, self.digest(host), edits)))
+                edits = common if host not in mine else mine[host] + common if common else mine[host]
+                out.append((host, publisher.push(revision, (digests[host] + base) & MASK, edits)))
         return out
 
     def _edit(self, change: Change) -> tuple[Edit, int]:

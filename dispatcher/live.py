@@ -24,7 +24,10 @@ class Commits:
         """A commit was made, and `hosts` were sent it or will be."""
         self._commits[revision] = _Commit(begun, len(hosts), None if hosts else now)
         for host in hosts:
-            self._owed.setdefault(host, deque(maxlen=KEPT)).append(revision)
+            owed = self._owed.get(host)
+            if owed is None:
+                owed = self._owed[host] = deque(maxlen=KEPT)
+            owed.append(revision)
         if len(self._commits) > KEPT:
             self._commits.popitem(last=False)
 

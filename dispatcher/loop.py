@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -30,6 +31,9 @@ log = logging.getLogger("slash32.dispatcher")
 
 SWEEP = 5.0  # seconds
 AT_ONCE = 2000  # messages that one commit takes together
+_NOW = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_HAS_MORE = int(zmq.RCVMORE)
 BIG = 64 << 10  # frames from this size are handed to zmq without a copy
 
 
@@ -79,9 +83,8 @@ class Loop:
         for option, value in (
             (zmq.LINGER, 0), (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.HANDSHAKE_IVL, 10_000), (zmq.BACKLOG, 4096),
             (zmq.ROUTER_MANDATORY, 1), (zmq.ROUTER_HANDOVER, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 1000),
-            (zmq.HEARTBEAT_IVL, 5_000), (zmq.HEARTBEAT_TIMEOUT, 15_000), (zmq.HEARTBEAT_TTL, 15_000), (zmq.IPV6, 1),
-            (zmq.ZAP_ENFORCE_DOMAIN, 1),
-        ):  # fmt: skip
+            (zmq.IPV6, 1), (zmq.ZAP_ENFORCE_DOMAIN, 1),
+        ):  # fmt: skip  # heartbeats are the hosts': their time-to-live ends what is dead here, too
             s.setsockopt(option, value)
         try:
             s.bind(listen)
@@ -134,6 +137,8 @@ class Loop:
     def run(self) -> None:
         """Until `stop`. Raises StoreError when the disk fails: nothing that was not durable was told to anybody."""
         watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        gc.collect()
+        gc.freeze()  # what was loaded stays: the collector need not look at it again and again
         notify("READY=1")
         patted = time.monotonic()
         while not self._stop:
@@ -171,21 +176,22 @@ class Loop:
         return max(0, int(seconds * 1000) + 1)
 
     def _take_messages(self) -> None:
-        receive, known, recv = self.core.receive, self.core.sessions, self._router.recv
+        receive, known = self.core.receive, self.core.sessions
+        recv, more = self._router.recv, self._router.getsockopt
         for _ in range(AT_ONCE):
             try:
-                identity = recv(zmq.NOBLOCK)
+                identity = recv(_NOW)
             except zmq.Again:
                 return
             user = ""
             if identity in known:
-                body = recv(zmq.NOBLOCK)
+                body = recv(_NOW)
             else:
-                frame = self._router.recv(zmq.NOBLOCK, copy=False)
+                frame = self._router.recv(_NOW, copy=False)
                 user, body = str(frame["User-Id"]), frame.bytes
-            if self._router.getsockopt(zmq.RCVMORE):
-                while self._router.getsockopt(zmq.RCVMORE):
-                    recv(zmq.NOBLOCK)
+            if more(_HAS_MORE):
+                while more(_HAS_MORE):
+                    recv(_NOW)
                 body = b""  # no message of ours has a second frame
             receive(identity, body, user)
 
@@ -226,11 +232,11 @@ class Loop:
             raise
         for identity, frames in out:
             try:
-                send(identity, zmq.SNDMORE | zmq.NOBLOCK)
-                for frame in frames[:-1]:
-                    send(frame, zmq.SNDMORE | zmq.NOBLOCK, copy=len(frame) < BIG)
-                last = frames[-1]
-                send(last, zmq.NOBLOCK, copy=len(last) < BIG)
+                send(identity, _MORE)
+                if len(frames) > 1:
+                    for frame in frames[:-1]:
+                        send(frame, _MORE, len(frame) < BIG)
+                send(frames[-1], _NOW, len(frames[-1]) < BIG)
             except zmq.ZMQError:  # unreachable, or it takes nothing: a new Hello begins anew
                 self.core.gone(identity)
         for command in commands:

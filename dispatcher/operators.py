@@ -115,12 +115,12 @@ def delete(core: Core, word: str, name: str) -> Json:
         core.registry.delete_profile(name)
     else:
         core.drop(name, "was deleted", f"host {name} was deleted by an operator")
+        core.forget_key(name)
         core.writes += [disk.delete_endpoint(key) for key in core.registry.delete_host(name)]
         core.writes.append(disk.delete_host(name))
         core.fanout.remove_host(name)
         core.ahead.pop(name, None)
         core.alarms = {pair: text for pair, text in core.alarms.items() if pair[0] != name}
-        core.keys = {h.public_key: h.name for h in core.registry.hosts.values() if h.public_key}
     return {"revision": core.revision + 1}
 
 

@@ -130,12 +130,17 @@ class Registry:
         return tuple(prefix.network for prefix in self._next_hops.get(name, ()))
 
     def put_policy(self, policy: Policy) -> None:
-        if policy.name in self.policies:
+        key, old = ObjectKey(Kind.POLICY, policy.name), self.policies.get(policy.name)
+        rules = policy.ingress + policy.egress
+        if old is not None and old.selector == policy.selector and self._refs[key] == _named(rules):
+            self._touch(key, old)
+            self.policies[policy.name] = policy
+            return  # the same hosts need it, and the same sets
+        if old is not None:
             self.delete_policy(policy.name)
-        key = ObjectKey(Kind.POLICY, policy.name)
         self._touch(key, None)
         self.policies[policy.name] = policy
-        self._refer(key, policy.ingress + policy.egress)
+        self._refer(key, rules)
         selection = self._selection(policy.selector)
         selection.policies.add(policy.name)
         for labels in selection.classes:
@@ -295,8 +300,7 @@ class Registry:
         del self._selections[text]
 
     def _refer(self, key: ObjectKey, rules: tuple[Rule, ...]) -> None:
-        peers = [peer for rule in rules for peer in (rule.source, rule.destination)]
-        self._refs[key] = frozenset(t for p in peers for t in (p.selector, p.not_selector) if t is not None)
+        self._refs[key] = _named(rules)
         for text in self._refs[key]:
             selection = self._selection(text)
             selection.users += 1
@@ -422,6 +426,12 @@ def _cancel(mine: AddressSet, other: AddressSet, member: Member) -> None:
         other.addresses.discard(member)
     else:
         mine.addresses.add(member)
+
+
+def _named(rules: tuple[Rule, ...]) -> frozenset[str]:
+    """The selectors in rules: each is a set."""
+    peers = [peer for rule in rules for peer in (rule.source, rule.destination)]
+    return frozenset(text for p in peers for text in (p.selector, p.not_selector) if text is not None)
 
 
 def _members(endpoint: Endpoint) -> tuple[Member, ...]:

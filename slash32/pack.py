@@ -36,6 +36,8 @@ class Kind(enum.Enum):
     HOST = "host"  # name -> next-hop addresses
     ROUTE = "route"  # Prefix -> names of the hosts behind which it is (several for a shared address)
 
+    __hash__ = object.__hash__  # Enum's own is a Python function: these are keys on every hot path
+
 
 KINDS = tuple(Kind)
 Name = str | Prefix

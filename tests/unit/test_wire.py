@@ -137,8 +137,8 @@ CLAIM = Claim(2, FULL)
         (_altered(CLAIM, 2, to=[]), "endpoint"),
         (_altered(Hello("e", 1, 2), 1, to=2), "protocol 2"),
         (_altered(Ack(1), 0, to=99), "unknown form"),
-        (wire.encode_to_dispatcher(Ping()) * 2, "2 parts"),
-        (b"", "0 parts"),
+        (wire.encode_to_dispatcher(Ping()) * 2, "more than one part"),
+        (b"", "cut short"),
         (b"\xc1", "msgpack"),
         (b"\x91" * 100_000, "msgpack"),
         (msgpack.packb({1: 2}), "msgpack"),
@@ -173,6 +173,32 @@ def test_damage_is_refused_or_read(data: st.DataObject) -> None:
         wire.decode_from_dispatcher([bytes(damaged), *frames[1:]])
     except WireError as e:
         assert "\n" not in str(e)
+
+
+ACKS = st.integers(0, 2**64 - 1).map(lambda n: wire.encode_to_dispatcher(Ack(n)))
+
+
+@given(ACKS | st.binary(max_size=8).map(lambda b: b"\x93\x05" + b + b"\x90"))
+@example(b"\x93\x05\x05\xcc\x90")
+@example(b"\x93\x05\x05\x90")
+@example(b"\x93\x05\xc3\x90")
+@example(b"\x93\x05\x90\x90")
+@example(b"\x93\x05\xff\x90")
+@example(msgpack.packb([5, 1, [["a", "b"]]]))
+@example(msgpack.packb([5, 1, [[], []]]))
+@settings(max_examples=200, deadline=None)
+def test_the_short_way_reads_what_the_long_way_reads(frame: bytes) -> None:
+    try:
+        short = wire.plain_ack(frame)
+    except WireError:
+        short = -1
+    if short >= 0:
+        assert wire.decode_from_host(frame) == Ack(short)
+    try:
+        long = wire.decode_from_host(frame)
+    except WireError:
+        long = None
+    assert not (isinstance(long, Ack) and not long.failures) or short == long.revision
 
 
 def test_digest_is_a_sum_over_members() -> None:
