@@ -30,6 +30,7 @@ _TAP6 = (
     ("accept_dad", "0"),
     ("dad_transmits", "0"),
     ("forwarding", "1"),
+    ("disable_ipv6", "0"),  # last: where the host's default is 1, v6 begins here with all of the above
 )
 # Every guest is a neighbour; the kernel's own limit (1,024) is reached at about 1,017 of them.
 _MINIMUM = (
