@@ -68,12 +68,18 @@ class Replace(NamedTuple):
     new: Route
 
 
+class Take(NamedTuple):
+    """Adds a route in place of the foreign one that took its place."""
+
+    item: Route
+
+
 class SetGroup(NamedTuple):
     ifindex: int
     group: int
 
 
-Operation = Add | Delete | Replace | SetGroup
+Operation = Add | Delete | Replace | Take | SetGroup
 
 
 class Failure(NamedTuple):

@@ -60,6 +60,7 @@ class Settler:
     refused: dict[str, Refused] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     retried: float = 0.0
+    contested: set[Prefix] = field(default_factory=set)  # taken from us and taken back, lately
     down: dict[int, set[Prefix]] = field(default_factory=dict)  # by ifindex of a link that is down: its lost routes
 
     def settle(self, dirty: Dirty) -> list[Failure]:
@@ -188,9 +189,16 @@ class Settler:
         return dirty
 
     def route_lost(self, prefix: Prefix) -> Dirty:
-        """Somebody's route took the place of ours."""
-        self.actual.routes.pop(prefix, None)
-        return Dirty(routes={prefix})
+        """Somebody's route took the place of ours: it is taken back at once, and from who insists, with each retry."""
+        dirty = Dirty(routes={prefix})
+        if self.actual.routes.pop(prefix, None) is None:
+            return dirty
+        self.actual.taken.add(prefix)
+        if prefix in self.contested:
+            self.refused[f"route {prefix}"] = Refused(f"route {prefix}", "somebody replaces it again and again", dirty)
+            return Dirty()
+        self.contested.add(prefix)
+        return dirty
 
     def route_seen(self, route: Route) -> Dirty:
         """A route with our protocol number: ours, or somebody's who poses as us; then it goes."""
@@ -202,10 +210,18 @@ class Settler:
         return dirty
 
     def neighbour_gone(self, neighbour: Neighbour) -> Dirty:
+        """The kernel does not always say which MAC it had."""
+        return self.neighbour_seen(neighbour._replace(mac=b""))
+
+    def neighbour_seen(self, neighbour: Neighbour) -> Dirty:
+        """A permanent neighbour that says it is ours, written by somebody else."""
         dirty = Dirty()
         known = self.actual.taps.get(neighbour.ifindex)
-        if known is not None and (neighbour.address, neighbour.mac) in known.neighbours:
-            known.neighbours -= {(neighbour.address, neighbour.mac)}
+        if known is None:
+            return dirty
+        wrong = {n for n in known.neighbours if n[0] == neighbour.address and n[1] != neighbour.mac}
+        if wrong:
+            known.neighbours -= wrong
             dirty.taps.add(neighbour.ifindex)
         return dirty
 
@@ -219,6 +235,7 @@ class Settler:
 
     def audit(self) -> Dirty:
         """What sends no notification: some of the taps' sysctls."""
+        self.contested.clear()
         dirty = Dirty()
         for ifindex in self.calc.desired.taps:
             dirty.merge(self.sysctls_changed(ifindex))
@@ -240,15 +257,17 @@ class Settler:
         return {name: self.kernel.fingerprints(chains[name]) for name in names if name in chains}
 
     def _forget_refusals(self, dirty: Dirty) -> None:
+        """Those that this plan tries again; what has no scope is tried with whatever needs it."""
+
         def within(scope: Dirty) -> bool:
-            return bool(
+            return not scope or bool(
                 scope.taps & dirty.taps
                 or scope.chains & dirty.chains
                 or scope.sets & dirty.sets
+                or scope.refill & (dirty.refill | dirty.sets)
                 or scope.routes & dirty.routes
-                or scope.members.keys() & dirty.members.keys()
             )
 
-        self.refused = {name: r for name, r in self.refused.items() if not within(r.scope)}
+        self.refused = {n: r for n, r in self.refused.items() if n == _GUARD or not within(r.scope)}
 
 

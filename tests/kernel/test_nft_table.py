@@ -360,10 +360,30 @@ def test_class_changes_in_one_transaction(table: NftTable) -> None:
     assert table.read().classes == {group: ("c1-to", "p-web-in")}
 
 
-def test_half_a_class_shows(table: NftTable) -> None:
+@pytest.mark.parametrize("side", ["from", "to"])
+def test_half_a_class_is_a_stray(table: NftTable, side: str) -> None:
     write(table, fixed())
-    run("nft", "flush", "map", "inet", "slash32", "class-to")
-    assert table.read().classes == {GUARD.group_base + 1: ("c1-from", "")}
+    run("nft", "flush", "map", "inet", "slash32", f"class-{side}")
+    _swept(table)
+    assert table.read().classes == {}
+    assert "jump c1" not in run("nft", "list", "map", "inet", "slash32", "class-from")
+
+
+@pytest.mark.parametrize("family", ["inet", "arp"])
+def test_half_an_exemption_is_a_stray(table: NftTable, family: str) -> None:
+    table.load()
+    run("nft", "add", "element", family, "slash32", "exempt", "{ lo }")
+    _swept(table)
+    assert "elements" not in run("nft", "list", "set", family, "slash32", "exempt")
+
+
+def _swept(table: NftTable) -> None:
+    strays = table.read().strays
+    assert len(strays) == 1
+    change = table.transaction()
+    change.sweep(strays, 0)
+    change.commit()
+    assert not table.read().strays
 
 
 # ---- owned ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hostd.forwarding import (
     Replace,
     Route,
     SetGroup,
+    Take,
     TapAddress,
 )
 from slash32.net import Prefix, host_prefix, parse_address, parse_prefix
@@ -228,6 +229,21 @@ def test_a_foreign_route_in_our_place_is_a_conflict_in_one_clear_line(
     netns.ip(f"route del {prefix} dev vnet1{metric}")
     assert rtnl.change([ours]) == []
     assert rtnl.routes() == {ours.item}
+
+
+@pytest.mark.parametrize(("prefix", "metric"), [(V4, ""), (V6, " metric 1")])
+def test_a_place_that_was_taken_is_taken_back(
+    rtnl: Rtnl, netns: Namespace, prefix: Prefix, metric: str
+) -> None:
+    ours = Route(prefix, index(rtnl, "vnet0"))
+    rtnl.change([Add(ours)])
+    alone = netns.ip(f"-{prefix.version} route show table all")
+    netns.ip(f"route replace {prefix} dev vnet1 proto static{metric}")
+    assert rtnl.routes() == set()
+    assert rtnl.change([Take(ours)]) == []
+    assert netns.ip(f"-{prefix.version} route show table all") == alone
+    assert rtnl.change([Take(ours)]) == []
+    assert netns.ip(f"-{prefix.version} route show table all") == alone
 
 
 @pytest.mark.parametrize(("prefix", "how"), [(V4, "metric 100"), (V6, ""), (V6, "metric 2")])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,10 +30,10 @@ class Actual:
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)  # fingerprint of each rule; foreign ones begin "?"
     sets: dict[str, SetSpec | None] = field(default_factory=dict)  # None: a set of no kind of ours
     members: dict[str, frozenset[Address] | frozenset[Prefix]] = field(default_factory=dict)
-    classes: dict[int, tuple[str, str]] = field(default_factory=dict)  # group -> (from chain, to chain); "": missing
+    classes: dict[int, tuple[str, str]] = field(default_factory=dict)  # group -> (from chain, to chain)
     admissions: frozenset[Granted] = frozenset()
     exempt: frozenset[int] = frozenset()  # interfaces
-    strays: frozenset[Element] = frozenset()  # of no whole admission: sweep them
+    strays: frozenset[Element] = frozenset()  # of no whole admission, class or exemption: sweep them
 
 
 class ChainHook(NamedTuple):
@@ -197,18 +198,21 @@ def members(socket: NetlinkSocket, name: str, kind: SetKind) -> frozenset[Addres
     return frozenset(key for piece in pieces for key in elements.keys(piece, width))
 
 
-def classes(socket: NetlinkSocket, present: Skeleton) -> dict[int, tuple[str, str]]:
-    """A group that one of the two maps lacks, or where the verdict is no jump, has "" there."""
-    sides = [dict(_jumps(socket, name)) if name in present.sets else {} for name in (FROM, TO)]
-    return {group: (sides[0].get(group, ""), sides[1].get(group, "")) for group in sides[0].keys() | sides[1].keys()}
+def classes(socket: NetlinkSocket, present: Skeleton) -> tuple[dict[int, tuple[str, str]], frozenset[Element]]:
+    """Groups with a jump in both maps, and the elements of those that have not."""
+    start, end = (dict(_jumps(socket, name)) if name in present.sets else {} for name in (FROM, TO))
+    both = {key: (start[key], end[key]) for key in start.keys() & end.keys() if start[key] and end[key]}
+    halves = {Element(k.INET, name, key) for name, side in ((FROM, start), (TO, end)) for key in side.keys() - both}
+    return {int.from_bytes(key, sys.byteorder): chains for key, chains in both.items()}, frozenset(halves)
 
 
-def _jumps(socket: NetlinkSocket, name: str) -> Iterator[tuple[int, str]]:
+def _jumps(socket: NetlinkSocket, name: str) -> Iterator[tuple[bytes, str]]:
+    """A verdict that is no jump is ""."""
     for piece in element_pieces(socket, k.INET, name):
         for key, _, fields in elements.parts(piece):
             verdict = attribute_map(attribute_map(fields.get(2, b"")).get(2, b""))
             jump = _signed(verdict.get(1, b"")) == k.JUMP
-            yield int.from_bytes(key, "little"), _name(verdict.get(2, b"")) if jump else ""
+            yield key, _name(verdict.get(2, b"")) if jump else ""
 
 
 def admissions(socket: NetlinkSocket, families: dict[int, Skeleton]) -> tuple[frozenset[Granted], frozenset[Element]]:
@@ -230,17 +234,20 @@ def _ranges(family: int, name: str, piece: bytes) -> Iterator[Element]:
         yield Element(family, name, key, attribute_map(fields.get(10, b"")).get(1, key))
 
 
-def exempted(socket: NetlinkSocket, families: dict[int, Skeleton]) -> frozenset[int]:
-    """Where one of the tables lacks it, it is not."""
-    if not all(EXEMPT in skeleton.sets for skeleton in families.values()):
-        return frozenset()
-    return frozenset.intersection(*(frozenset(_interfaces(socket, family)) for family in families))
+def exempted(socket: NetlinkSocket, families: dict[int, Skeleton]) -> tuple[frozenset[int], frozenset[Element]]:
+    """Interfaces that both tables exempt, and the elements of those that only one does."""
+    found = {
+        family: frozenset(_exempt_keys(socket, family)) if EXEMPT in skeleton.sets else frozenset()
+        for family, skeleton in families.items()
+    }
+    both = frozenset.intersection(*found.values())
+    halves = {Element(family, EXEMPT, key) for family, keys in found.items() for key in keys - both}
+    return frozenset(int.from_bytes(key, sys.byteorder) for key in both), frozenset(halves)
 
 
-def _interfaces(socket: NetlinkSocket, family: int) -> Iterator[int]:
+def _exempt_keys(socket: NetlinkSocket, family: int) -> Iterator[bytes]:
     for piece in element_pieces(socket, family, EXEMPT):
-        for key in elements.keys(piece, 4):
-            yield int.from_bytes(key, "little")
+        yield from elements.keys(piece, 4)
 
 
 def of_policies(dumped: Dump, skeleton: Skeleton) -> dict[str, tuple[str, ...]]:

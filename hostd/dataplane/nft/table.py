@@ -90,15 +90,17 @@ class NftTable:
         sets = reading.set_specifications(inet)
         present = {f: self._present(s, dumps[f]) for f, s in self._skeletons.items()}
         granted, strays = reading.admissions(self._socket, present)
+        classes, half_classes = reading.classes(self._socket, present[k.INET])
+        exempt, halves = reading.exempted(self._socket, present)
         return Actual(
             skeleton_ok=self._right(dumps),
             chains=reading.of_policies(inet, skeleton),
             sets=sets,
             members={n: reading.members(self._socket, n, s.kind) for n, s in sets.items() if s},
-            classes=reading.classes(self._socket, present[k.INET]),
+            classes=classes,
             admissions=granted,
-            exempt=reading.exempted(self._socket, present),
-            strays=strays,
+            exempt=exempt,
+            strays=strays | halves | half_classes,
         )
 
     @staticmethod

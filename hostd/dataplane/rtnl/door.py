@@ -20,6 +20,7 @@ from ...forwarding import (
     Replace,
     Route,
     SetGroup,
+    Take,
     TapAddress,
 )
 from .. import netlink
@@ -193,6 +194,10 @@ def _requests(operations: Iterable[Operation]) -> list[_Request]:
             requests.append(_addition(operation, operation.item))
         elif isinstance(operation, Delete):
             requests.append(_deletion(operation, operation.item))
+        elif isinstance(operation, Take):
+            flags = NLM_F_CREATE | NLM_F_REPLACE
+            body = routes.add_body(operation.item)
+            requests.append(_Request(operation, routes.RTM_NEWROUTE, flags, body, _NOTHING))
         elif isinstance(operation, Replace):
             requests += _replacement(operation, [operation.old], operation.new)
         else:
@@ -234,7 +239,7 @@ def _words(operation: Operation) -> str:
     match operation:
         case SetGroup(ifindex, group):
             return f"group {group:#x} dev {_device(ifindex)}"
-        case Add(item) | Delete(item) | Replace(_, item):
+        case Add(item) | Delete(item) | Replace(_, item) | Take(item):
             verb = "delete " if isinstance(operation, Delete) else ""
     match item:
         case Route():

@@ -3,8 +3,9 @@
 # How ours and foreign ones live side by side. Our routes have the best metric of their family (v4: 0, v6: 1): a
 # foreign route of the same prefix either has a worse metric, and then both stand and ours wins, or has the same
 # metric, and then ours is refused (NLM_F_EXCL) and reported. A foreign route never wins silently, and is never
-# replaced: NLM_F_REPLACE looks at no protocol, so it is not used. One of ours changes by NLM_F_APPEND of the new
-# and deletion of the old, which names protocol, interface and next hop: there is a route at every moment.
+# replaced (NLM_F_REPLACE looks at no protocol), but for one that was seen to replace ours. One of ours changes by
+# NLM_F_APPEND of the new and deletion of the old, which names protocol, interface and next hop: there is a route at
+# every moment.
 from __future__ import annotations
 
 import struct
