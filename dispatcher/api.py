@@ -68,7 +68,7 @@ class Api:
             web.get("/v1/hosts", self._plain(operators.hosts)),
             web.get("/v1/revisions/{number}", self._revision),
             web.get("/v1/status", self._plain(operators.status)),
-            web.post("/v1/adopt", self._plain(operators.adopt)),
+            web.post("/v1/adopt", self._adopt),
             web.get("/v1/openapi.json", _openapi),
         ])  # fmt: skip
         self._runner = web.AppRunner(app, access_log=None)
@@ -92,12 +92,16 @@ class Api:
 
         return handle
 
+    async def _adopt(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        names = body.get("hosts") if isinstance(body, dict) and set(body) == {"hosts"} else None
+        if body != {"all": True} and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+            raise operators.Refused(400, 'the body is neither {"hosts": [...]} nor {"all": true}')
+        return await self._run(lambda core: operators.adopt(core, names))
+
     async def _apply(self, request: web.Request) -> web.StreamResponse:
         dry_run = _flag(request, "dry_run")
-        try:
-            body = json.loads(await request.read())
-        except (ValueError, RecursionError):
-            raise operators.Refused(400, "the body is not JSON") from None
+        body = await _body(request)
         documents = body.get("documents") if isinstance(body, dict) and set(body) == {"documents"} else None
         if not isinstance(documents, list):
             raise operators.Refused(400, 'the body is not {"documents": [...]}')
@@ -138,6 +142,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _json({"errors": e.errors}, e.status)
     except web.HTTPException as e:
         return _json({"errors": [f"{request.method} {quoted(request.path)}: {e.reason}"]}, e.status)
+
+
+async def _body(request: web.Request) -> Any:
+    try:
+        return json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise operators.Refused(400, "the body is not JSON") from None
 
 
 async def _openapi(request: web.Request) -> web.StreamResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from slash32 import resources, wire
@@ -310,12 +310,16 @@ class Core:
         if held:
             log.error("host %s: keeps its own state: %s; `slash32 adopt` gives it ours", host, held)
 
-    def adopt(self) -> list[str]:
-        """An operator's word: the hosts that hold back take this dispatcher's content. Their names."""
-        held = [name for name in self.connected if self.fanout.publishers[name].held]
+    def adopt(self, names: Collection[str] | None) -> list[str]:
+        """An operator's word: of these hosts (None: all) those that hold back take this dispatcher's content.
+
+        Said for all, it stands for hosts of the same old store that connect later, too. Returns their names.
+        """
+        wanted = self.connected.keys() if names is None else self.connected.keys() & set(names)
+        held = sorted(name for name in wanted if self.fanout.publishers[name].held)
         for name in held:
             epoch = self.connected[name].hello.epoch
-            if epoch != self.epoch:
+            if epoch != self.epoch and names is None:
                 self.superseded.add(epoch)
                 self.writes.append(disk.supersede(epoch))
             if self.ahead.pop(name, None) is not None:

@@ -19,6 +19,7 @@ import zmq
 from slash32 import wire
 from slash32.errors import Slash32Error
 from slash32.keys import KeyPair
+from slash32.notify import notify
 
 from . import operators
 from .core import Core
@@ -263,11 +264,3 @@ class Loop:
             if result["done"] or now >= waiter.until:
                 waiter.future.set_result(result)
                 self._waiters.remove(waiter)
-
-
-def notify(state: str) -> None:
-    """Tells systemd, where it asked to be told."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
-            s.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)

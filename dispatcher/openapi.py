@@ -42,6 +42,15 @@ _DOCUMENTS = {
     "properties": {"documents": {"type": "array", "items": {"type": "object"}}},
 }
 
+_ADOPT: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "hosts": {"type": "array", "items": {"type": "string"}},
+        "all": {"type": "boolean", "enum": [True]},
+    },
+}
+
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.0.3",
     "info": {"title": "slash32-dispatcher", "version": "1"},
@@ -68,7 +77,9 @@ DOCUMENT: dict[str, Any] = {
             )
         },
         "/v1/status": {"get": _operation("The dispatcher: revision, hosts, alarms")},
-        "/v1/adopt": {"post": _operation("Hosts that keep another store's state take this one's")},
+        "/v1/adopt": {
+            "post": _operation("Hosts that keep another store's state take this one's: those named, or all", body=_ADOPT)
+        },
         "/v1/openapi.json": {"get": _operation("This document")},
     },
 }

@@ -242,5 +242,9 @@ def status(core: Core) -> Json:
     }
 
 
-def adopt(core: Core) -> Json:
-    return {"adopted": core.adopt()}
+def adopt(core: Core, names: list[str] | None) -> Json:
+    """`names` None: all hosts. Refuses a name that is no host's."""
+    unknown = [name for name in names or () if name not in core.registry.hosts]
+    if unknown:
+        raise Refused(404, *(f"Host {quoted(n, 64)}: there is none; `slash32 get hosts` lists them" for n in unknown))
+    return {"adopted": core.adopt(names)}

@@ -388,8 +388,14 @@ def test_an_empty_dispatcher_cannot_wipe_the_fleet(rack: Rack) -> None:
     assert [h.replica.dump() for h in rack.hosts] == before and not h1.in_sync and not h2.in_sync
     # The positive control: an operator's explicit word.
     rack.until(lambda: len(rack.dispatcher.get("/v1/status")["held"]) == 2)
-    status, body = rack.dispatcher.call("POST", "/v1/adopt")
-    assert (status, sorted(body["adopted"])) == (200, ["h1", "h2"])
+    status, body = rack.dispatcher.call("POST", "/v1/adopt", {"hosts": ["h1", "nobody"]})
+    assert status == 404 and "nobody" in body["errors"][0]
+    status, body = rack.dispatcher.call("POST", "/v1/adopt", {"hosts": ["h1"]})
+    assert (status, body["adopted"]) == (200, ["h1"])
+    rack.until(lambda: h1.in_sync)
+    assert h2.replica.held, "a word for one host is none for another"
+    status, body = rack.dispatcher.call("POST", "/v1/adopt", {"all": True})
+    assert (status, body["adopted"]) == (200, ["h2"])
     rack.until(lambda: h1.in_sync and h2.in_sync)
     assert set(h1.objects(Kind.POLICY)) == {"other"} and h1.get(Kind.SET, WEB) == members("10.65.0.1", "10.65.0.2")
 
@@ -422,7 +428,7 @@ def test_an_old_copy_of_the_database_cannot_wipe_either(rack: Rack) -> None:
     rack.dispatcher.start()
     rack.until(lambda: h1.replica.held and rack.dispatcher.get("/v1/status")["held"])
     assert set(h1.objects(Kind.POLICY)) == {"p"}
-    rack.dispatcher.call("POST", "/v1/adopt")
+    rack.dispatcher.call("POST", "/v1/adopt", {"all": True})
     rack.until(lambda: h1.in_sync and len(h1.objects(Kind.POLICY)) == 20)
 
 
