@@ -78,7 +78,7 @@ DOCUMENT: dict[str, Any] = {
         },
         "/v1/status": {"get": _operation("The dispatcher: revision, hosts, alarms")},
         "/v1/adopt": {
-            "post": _operation("Hosts that keep another store's state take this one's: those named, or all", body=_ADOPT)
+            "post": _operation("Hosts that keep another store's state take this one's (named, or all)", body=_ADOPT)
         },
         "/v1/openapi.json": {"get": _operation("This document")},
     },
