@@ -32,14 +32,15 @@ def make_tor(netns: str) -> None:
 
 
 def plug(netns: str, tor: str, name: str, index: int) -> None:
-    """A fresh namespace NETNS with eth0, the other end of which is port p-NAME of the bridge."""
+    """A fresh namespace NETNS with eth0, the other end of which is port p-NAME of the bridge. A NIC keeps its MAC when
+    the power goes: the neighbours would go on sending to the old one."""
     port = f"p-{name}"
     run(["ip", "netns", "add", netns], netns)
     batch(
         netns,
         [
             "link set lo up",
-            f"link add eth0 type veth peer name {port} netns {tor}",
+            f"link add eth0 address 02:53:32:00:00:{index:02x} type veth peer name {port} netns {tor}",
             f"addr add 10.99.0.{index}/24 dev eth0",
             f"addr add fd99::{index}/64 dev eth0 nodad",
             "link set eth0 up",
