@@ -28,9 +28,10 @@ _T = TypeVar("_T")
 _RANK = {Family: 0, Protocol: 1, IcmpIs: 2, Ports: 3, InNets: 4, InSet: 5}
 
 
-def _rank(match: Match) -> tuple[int, bool]:
+def _rank(match: Match) -> tuple[int, bool, bool]:
+    """Source before destination: nft merges neighbours of one header into one load, and lists them in this order."""
     negative = not isinstance(match, Family) and match.negate
-    return _RANK[type(match)], negative
+    return _RANK[type(match)], negative, getattr(match, "side", Side.SRC) is Side.DST
 
 
 @lru_cache(maxsize=65536)
