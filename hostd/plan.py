@@ -166,7 +166,7 @@ def plan(scope: Scope) -> Plan:
     _plan_exempt(out, scope)
     if actual.strays and limits.prune:
         out.filter.append(Sweep(actual.strays))
-    out.close += [Delete(route) for route in actual.extra_routes]
+    out.close += [Delete(route) for route in actual.extra_routes if limits.prune]
     out.close.sort(key=_closing)
     out.open.sort(key=_opening)
     out.filter.sort(key=lambda op: _FILTERING.index(type(op)))

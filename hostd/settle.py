@@ -74,7 +74,7 @@ class Settler:
             if len(todo):
                 self.counters.writes += len(todo)
                 for refusal in self.kernel.apply(todo, self.actual):
-                    self.refused[refusal.object] = refusal
+                    self._note(refusal)
         return self.failures()
 
     def failures(self) -> list[Failure]:
@@ -88,7 +88,8 @@ class Settler:
         self.counters.resyncs += 1
         try:
             self.kernel.load()
-            self.actual = self.kernel.read()
+            taken, self.actual = self.actual.taken, self.kernel.read()
+            self.actual.taken = taken
         except (Slash32Error, OSError) as error:
             self.refused[_GUARD] = Refused(_GUARD, str(error), Dirty())
             return self.failures()
@@ -191,7 +192,7 @@ class Settler:
     def route_lost(self, prefix: Prefix) -> Dirty:
         """Somebody's route took the place of ours: it is taken back at once, and from who insists, with each retry."""
         dirty = Dirty(routes={prefix})
-        if self.actual.routes.pop(prefix, None) is None:
+        if self.actual.routes.pop(prefix, None) is None and prefix not in self.actual.taken:
             return dirty
         self.actual.taken.add(prefix)
         if prefix in self.contested:
@@ -255,6 +256,12 @@ class Settler:
     def _fingerprints(self, names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
         chains = self.calc.desired.chains
         return {name: self.kernel.fingerprints(chains[name]) for name in names if name in chains}
+
+    def _note(self, refusal: Refused) -> None:
+        """Of one object several operations may be refused: the first says why, and all are tried again."""
+        first = self.refused.setdefault(refusal.object, refusal)
+        if first is not refusal:
+            first.scope.merge(refusal.scope)
 
     def _forget_refusals(self, dirty: Dirty) -> None:
         """Those that this plan tries again; what has no scope is tried with whatever needs it."""

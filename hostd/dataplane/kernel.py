@@ -2,10 +2,10 @@
 # done. Touches: nf_tables, rtnetlink and /proc/sys through its parts (nft/, rtnl/, sysctl.py).
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from ..desired import Actual, Admitted, ClassChains, Dirty
-from ..forwarding import Add, Delete, Failure, Link, Neighbour, Operation, Replace, Route, SetGroup, TapAddress
+from ..forwarding import Failure, Link, Operation, Replace, Route, SetGroup
 from ..plan import (
     AddMembers,
     AddSet,
@@ -18,21 +18,22 @@ from ..plan import (
     Expel,
     FilterOp,
     FlushSet,
-    LinkOp,
     Plan,
     PutChain,
     PutClass,
     PutSysctls,
+    Shrink,
     Sweep,
 )
-from ..ruleset import GROUP_MASK, Guard, Jump, Rule
-from ..ruleset import InSet as InSetMatch
+from ..ruleset import GROUP_MASK, Guard, Rule
 from ..settle import Refused
 from . import sysctl
 from .nft.admission import Admission, group
 from .nft.rules import fingerprint
 from .nft.table import NftTable
 from .nft.transaction import Transaction, TransactionRefused
+from .record import record_filter, record_link
+from .refusal import named, resting_on, scope
 from .rtnl import Rtnl
 
 
@@ -64,7 +65,10 @@ class Kernel:
         return tuple(fingerprint(rule) for rule in rules)
 
     def tap_sysctls_hold(self, name: str) -> bool:
-        return not sysctl.differing(sysctl.tap_sysctls(name, self.ipv6))
+        try:
+            return not sysctl.differing(sysctl.tap_sysctls(name, self.ipv6))
+        except FileNotFoundError:
+            return self.rtnl.link(name) is None  # gone, with all it had
 
     def read(self) -> Actual:
         found = self.table.read()
@@ -117,19 +121,20 @@ class Kernel:
         """Carries out the plan, in its order. What is refused stops only what depends on it."""
         refused = self._links(todo.close, actual)
         refused += self._filter(todo.filter, actual)
-        blocked = {op.ifindex for op in todo.filter if isinstance(op, Admit)} - {
-            ifindex for ifindex, tap in actual.taps.items() if tap.addresses or tap.prefixes
-        }
-        opening: list[LinkOp] = []
+        unready = {op.ifindex for op in todo.filter if isinstance(op, Admit) and not _admitted(op, actual)}
+        refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
+        unready |= {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
+        opening: list[Operation] = []
         for op in todo.open:
-            if isinstance(op, SetGroup) and (op.ifindex in blocked or op.group not in actual.classes):
+            if isinstance(op, SetGroup) and (op.ifindex in unready or op.group not in actual.classes):
                 refused.append(self._not_opened(op.ifindex, refused))
-            else:
+            elif not isinstance(op, PutSysctls):
                 opening.append(op)
         refused += self._links(opening, actual)
-        refused += self._filter(todo.collect, actual)
+        unused, kept = _collectable(todo.collect, actual)
+        refused += self._filter(unused, actual)
         actual.extra_routes = ()
-        return refused
+        return refused + kept
 
     def _not_opened(self, ifindex: int, refused: Sequence[Refused]) -> Refused:
         why = refused[-1].message if refused else "its class of policies is not in the kernel"
@@ -139,25 +144,28 @@ class Kernel:
         link = self.rtnl.link(ifindex)
         return f"tap {link.name}" if link is not None else f"tap #{ifindex}"
 
-    def _links(self, ops: Sequence[LinkOp], actual: Actual) -> list[Refused]:
+    def _put_sysctls(self, ops: Sequence[PutSysctls], actual: Actual) -> list[Refused]:
         refused = []
-        batch: list[Operation] = []
         for op in ops:
-            if not isinstance(op, PutSysctls):
-                batch.append(op)
-                continue
             try:
-                sysctl.write_all(sysctl.tap_sysctls(op.name, self.ipv6))
+                self.write_sysctls(op.name)
             except OSError as error:
                 refused.append(Refused(f"tap {op.name}", f"sysctl: {error}", Dirty(taps={op.ifindex})))
             else:
                 actual.taps.setdefault(op.ifindex, Admitted()).sysctls = True
+        return refused
+
+    def write_sysctls(self, tap: str) -> None:
+        """Raises OSError."""
+        sysctl.write_all(sysctl.tap_sysctls(tap, self.ipv6))
+
+    def _links(self, batch: Sequence[Operation], actual: Actual) -> list[Refused]:
         failures = self.rtnl.change(batch) if batch else []
         failed = {id(f.operation) for f in failures}
         for done in batch:
             if id(done) not in failed:
-                _record_link(done, actual)
-        return refused + [self._refusal(f) for f in failures]
+                record_link(done, actual)
+        return [self._refusal(f) for f in failures]
 
     def _refusal(self, failure: Failure) -> Refused:
         op = failure.operation
@@ -178,45 +186,49 @@ class Kernel:
                 transaction.commit()
             except TransactionRefused as refusal:
                 if not isinstance(refusal.label, int):
-                    return refused + [Refused(_object(op), refusal.message, _scope(op)) for op in pending]
+                    return refused + [self._filter_refusal(op, refusal.message) for op in pending]
                 bad = pending[refusal.label]
-                refused.append(Refused(_object(bad), refusal.message, _scope(bad)))
-                rest = list(without(pending, bad, actual))
-                gone = [op for op in pending if op is not bad and op not in rest]
-                refused += [Refused(_object(op), f"rests on {_object(bad)}", _scope(op)) for op in gone]
-                pending = rest
+                dropped = resting_on(pending, refusal.label, actual)
+                refused += [
+                    self._filter_refusal(op, refusal.message if op is bad else f"rests on {named(bad)}")
+                    for number, op in enumerate(pending)
+                    if number in dropped
+                ]
+                pending = [op for number, op in enumerate(pending) if number not in dropped]
                 continue
             for op in pending:
-                _record_filter(op, actual, self)
+                record_filter(op, actual, self.fingerprints)
             break
         return refused
 
-
-def without(ops: Sequence[FilterOp], bad: FilterOp, actual: Actual) -> Iterator[FilterOp]:
-    """The operations that can stand without `bad`. What the kernel still has in its last good form stands."""
-    sets: set[str] = set()
-    chains: set[str] = set()
-    dropped: list[FilterOp] = [bad]
-    before = 0
-    while len(dropped) != before:
-        before = len(dropped)
-        sets |= {op.name for op in dropped if isinstance(op, AddSet)}
-        chains |= {op.name for op in dropped if isinstance(op, PutChain) and op.name not in actual.chains}
-        dropped += [op for op in ops if op not in dropped and _rests_on(op, sets, chains)]
-    yield from (op for op in ops if op not in dropped)
+    def _filter_refusal(self, op: FilterOp, why: str) -> Refused:
+        name = self._tap_name(op.ifindex) if isinstance(op, Admit | Expel | Exempt) else named(op)
+        return Refused(name, why, scope(op))
 
 
-def _rests_on(op: FilterOp, sets: set[str], chains: set[str]) -> bool:
-    match op:
-        case AddMembers(name) | DelMembers(name) | FlushSet(name):
-            return name in sets
-        case PutChain(_, rules):
-            jumps = {r.verdict.chain for r in rules if isinstance(r.verdict, Jump)}
-            asked = {m.set for r in rules for m in r.matches if isinstance(m, InSetMatch)}
-            return bool(jumps & chains or asked & sets)
-        case PutClass(_, class_chains):
-            return bool(chains.intersection(class_chains))
-    return False
+def _admitted(op: Admit, actual: Actual) -> bool:
+    tap = actual.taps.get(op.ifindex)
+    have = (tap.mac, tap.addresses, tap.prefixes) if tap is not None else None
+    return have == (op.mac, frozenset(op.addresses), frozenset(op.prefixes))
+
+
+def _has_sysctls(op: PutSysctls, actual: Actual) -> bool:
+    tap = actual.taps.get(op.ifindex)
+    return tap is not None and tap.sysctls
+
+
+def _collectable(ops: Sequence[Shrink], actual: Actual) -> tuple[list[Shrink], list[Refused]]:
+    """Without the classes that a tap is still in, because the way into its next one was refused: its last good policy
+    stays, and is collected when it has left."""
+    carried = {tap.group for tap in actual.taps.values()}
+    chains = {
+        name for op in ops if isinstance(op, DelClass) and op.group in carried for name in actual.classes[op.group]
+    }
+    kept = [op for op in ops if isinstance(op, DelClass) and op.group in carried]
+    kept_chains = [op for op in ops if isinstance(op, DelChain) and op.name in chains]
+    return [op for op in ops if op not in kept and op not in kept_chains], [
+        Refused(named(op), "a tap is still in its class", scope(op)) for op in kept_chains
+    ]
 
 
 def _write(transaction: Transaction, op: FilterOp, label: int) -> None:
@@ -247,84 +259,3 @@ def _write(transaction: Transaction, op: FilterOp, label: int) -> None:
             transaction.delete_chain(name, label)
         case DelSet(name):
             transaction.delete_set(name, label)
-
-
-def _object(op: FilterOp) -> str:
-    match op:
-        case PutChain(name) | DelChain(name):
-            return f"chain {name}"
-        case PutClass(number) | DelClass(number):
-            return f"class {number:#x}"
-        case Admit(ifindex) | Expel(ifindex) | Exempt(ifindex):
-            return f"tap #{ifindex}"
-        case Sweep():
-            return "stray elements"
-    return f"set {op.name}"
-
-
-def _scope(op: FilterOp) -> Dirty:
-    match op:
-        case PutChain(name) | DelChain(name):
-            return Dirty(chains={name})
-        case Admit(ifindex) | Expel(ifindex):
-            return Dirty(taps={ifindex})
-        case AddMembers(name) | DelMembers(name) | FlushSet(name):
-            return Dirty(refill={name})
-        case AddSet(name) | DelSet(name):
-            return Dirty(sets={name})
-    return Dirty()
-
-
-def _record_filter(op: FilterOp, actual: Actual, kernel: Kernel) -> None:
-    match op:
-        case AddSet(name, spec):
-            actual.sets[name] = spec
-        case DelSet(name):
-            del actual.sets[name]
-        case PutChain(name, rules):
-            actual.chains[name] = kernel.fingerprints(rules)
-        case DelChain(name):
-            del actual.chains[name]
-        case PutClass(number, chains):
-            actual.classes[number] = chains
-        case DelClass(number):
-            del actual.classes[number]
-        case Admit(ifindex, mac, addresses, prefixes):
-            tap = actual.taps.setdefault(ifindex, Admitted())
-            tap.mac, tap.addresses, tap.prefixes = mac, frozenset(addresses), frozenset(prefixes)
-        case Expel(ifindex):
-            tap = actual.taps[ifindex]
-            tap.mac, tap.addresses, tap.prefixes = b"", frozenset(), frozenset()
-            if not (tap.group or tap.gateway or tap.neighbours):
-                del actual.taps[ifindex]
-        case Exempt(ifindex, on):
-            actual.exempt = actual.exempt | {ifindex} if on else actual.exempt - {ifindex}
-        case Sweep():
-            actual.strays = frozenset()
-
-
-def _record_link(op: Operation, actual: Actual) -> None:
-    match op:
-        case SetGroup(ifindex, number):
-            if ifindex in actual.taps or number:
-                actual.taps.setdefault(ifindex, Admitted()).group = number
-            actual.foreign_groups.pop(ifindex, None)
-        case Replace(_, new):
-            actual.routes[new.prefix] = new
-        case Add(Route() as route):
-            actual.routes[route.prefix] = route
-        case Delete(Route() as route):
-            if actual.routes.get(route.prefix) == route:
-                del actual.routes[route.prefix]
-        case Add(Neighbour(ifindex, address, mac)):
-            tap = actual.taps.setdefault(ifindex, Admitted())
-            tap.neighbours = frozenset({n for n in tap.neighbours if n[0] != address} | {(address, mac)})
-        case Delete(Neighbour(ifindex, address, mac)):
-            if ifindex in actual.taps:
-                actual.taps[ifindex].neighbours -= {(address, mac)}
-        case Add(TapAddress(ifindex)):
-            actual.taps.setdefault(ifindex, Admitted()).gateway = True
-        case Delete(TapAddress(ifindex)):
-            if ifindex in actual.taps:
-                actual.taps[ifindex].gateway = False
-

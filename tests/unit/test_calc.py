@@ -21,7 +21,7 @@ def play(steps: list[Step]) -> Scene:
     return scene
 
 
-@settings(max_examples=3000 if FULL else 200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000 if FULL else 100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(lives())
 def test_what_is_desired_follows_from_the_state_alone(steps: list[Step]) -> None:
     scene = play(steps)

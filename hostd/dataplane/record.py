@@ -1,0 +1,79 @@
+# Owns: what a carried out operation makes of what is believed to be in the kernel (`Actual`). Pure.
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..desired import Actual, Admitted
+from ..forwarding import Add, Delete, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
+from ..plan import (
+    AddSet,
+    Admit,
+    DelChain,
+    DelClass,
+    DelSet,
+    Exempt,
+    Expel,
+    FilterOp,
+    PutChain,
+    PutClass,
+    Sweep,
+)
+from ..ruleset import Rule
+
+Fingerprints = Callable[[tuple[Rule, ...]], tuple[str, ...]]
+
+
+def record_filter(op: FilterOp, actual: Actual, fingerprints: Fingerprints) -> None:
+    match op:
+        case AddSet(name, spec):
+            actual.sets[name] = spec
+        case DelSet(name):
+            del actual.sets[name]
+        case PutChain(name, rules):
+            actual.chains[name] = fingerprints(rules)
+        case DelChain(name):
+            del actual.chains[name]
+        case PutClass(number, chains):
+            actual.classes[number] = chains
+        case DelClass(number):
+            del actual.classes[number]
+        case Admit(ifindex, mac, addresses, prefixes):
+            tap = actual.taps.setdefault(ifindex, Admitted())
+            tap.mac, tap.addresses, tap.prefixes = mac, frozenset(addresses), frozenset(prefixes)
+        case Expel(ifindex):
+            tap = actual.taps[ifindex]
+            tap.mac, tap.addresses, tap.prefixes = b"", frozenset(), frozenset()
+            if not (tap.group or tap.gateway or tap.neighbours):
+                del actual.taps[ifindex]
+        case Exempt(ifindex, on):
+            actual.exempt = actual.exempt | {ifindex} if on else actual.exempt - {ifindex}
+        case Sweep():
+            actual.strays = frozenset()
+
+
+def record_link(op: Operation, actual: Actual) -> None:
+    match op:
+        case SetGroup(ifindex, number):
+            if ifindex in actual.taps or number:
+                actual.taps.setdefault(ifindex, Admitted()).group = number
+            actual.foreign_groups.pop(ifindex, None)
+        case Replace(_, new):
+            actual.routes[new.prefix] = new
+        case Add(Route() as route) | Take(route):
+            actual.routes[route.prefix] = route
+            actual.taken.discard(route.prefix)
+        case Delete(Route() as route):
+            if actual.routes.get(route.prefix) == route:
+                del actual.routes[route.prefix]
+        case Add(Neighbour(ifindex, address, mac)):
+            tap = actual.taps.setdefault(ifindex, Admitted())
+            tap.neighbours = frozenset({n for n in tap.neighbours if n[0] != address} | {(address, mac)})
+        case Delete(Neighbour(ifindex, address, mac)):
+            if ifindex in actual.taps:
+                actual.taps[ifindex].neighbours -= {(address, mac)}
+        case Add(TapAddress(ifindex)):
+            actual.taps.setdefault(ifindex, Admitted()).gateway = True
+        case Delete(TapAddress(ifindex)):
+            if ifindex in actual.taps:
+                actual.taps[ifindex].gateway = False
+
