@@ -13,7 +13,7 @@ from json import dumps
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Seconds."""
+    """Seconds, or bytes."""
 
     n: int
     median: float
@@ -21,49 +21,79 @@ class Stats:
     best: float
 
 
-def stats(seconds: list[float]) -> Stats:
-    ordered = sorted(seconds)
+@dataclass(frozen=True, slots=True)
+class Case:
+    run: Callable[[], object]
+    before: Callable[[], object] | None = None  # not measured, nor is `after`
+    after: Callable[[], object] | None = None
+    every: int = 1  # a slow one takes part in one round of so many
+
+
+def stats(values: list[float]) -> Stats:
+    ordered = sorted(values)
     n = len(ordered)
     return Stats(n, statistics.median(ordered), ordered[min(n - 1, n * 99 // 100)], ordered[0])
 
 
-def measure(cases: Mapping[str, Callable[[], None]], n: int) -> dict[str, Stats]:
-    """Each case once unmeasured, then `n` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for run in cases.values():
-        run()
-    order = list(cases)
+def measure(cases: Mapping[str, Callable[[], object] | Case], n: int) -> dict[str, Stats]:
+    """Each case once unmeasured, then in `n` rounds."""
+    return {name: stats(found) for name, found in collect(cases, n).items()}
+
+
+def collect(cases: Mapping[str, Callable[[], object] | Case], n: int) -> dict[str, list[float]]:
+    """The seconds of each run, in their order."""
+    whole = {name: case if isinstance(case, Case) else Case(case) for name, case in cases.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in whole}
+    for case in whole.values():
+        _once(case)
+    order = list(whole)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(n):
+        for number in range(n):
             random.shuffle(order)
             for name in order:
-                start = time.perf_counter()
-                cases[name]()
-                seconds[name].append(time.perf_counter() - start)
+                if number % whole[name].every == 0:
+                    seconds[name].append(_once(whole[name]))
     finally:
         gc.enable()
-    return {name: stats(found) for name, found in seconds.items()}
+    return seconds
+
+
+def _once(case: Case) -> float:
+    if case.before is not None:
+        case.before()
+    start = time.perf_counter()
+    case.run()
+    end = time.perf_counter()
+    if case.after is not None:
+        case.after()
+    return end - start
 
 
 def report(
-    name: str, measured: Mapping[str, Stats], ratios: Mapping[str, float], bar: Mapping[str, float], json: bool
+    name: str,
+    measured: Mapping[str, Stats],
+    ratios: Mapping[str, float],
+    bar: Mapping[str, float],
+    json: bool,
+    unit: str = "seconds",
 ) -> bool:
     """Prints a table, or one JSON object. `bar`: at most, for ratios of the same name. True: every bar is met."""
     met = {key: ratios[key] <= limit for key, limit in bar.items()}
     if json:
         rows = {case: asdict(found) for case, found in measured.items()}
-        print(dumps({"name": name, "seconds": rows, "ratios": dict(ratios), "bars": dict(bar), "met": met}))
+        print(dumps({"name": name, unit: rows, "ratios": dict(ratios), "bars": dict(bar), "met": met}), flush=True)
         return all(met.values())
     print(f"{name}")
     width = max(map(len, [*measured, *ratios]))
+    words = _seconds if unit == "seconds" else _bytes
     for case, found in measured.items():
-        figures = "  ".join(f"{key} {_seconds(value)}" for key, value in _figures(found))
+        figures = "  ".join(f"{key} {words(value)}" for key, value in _figures(found))
         print(f"  {case:{width}}  {figures}  n {found.n}")
     for key, value in ratios.items():
-        verdict = f"  bar {bar[key]:g}: {'met' if met[key] else 'MISSED'}" if key in bar else ""
-        print(f"  {key:{width}}  {value:.4g}{verdict}")
+        verdict = f"  bar {bar[key]:.4g}: {'met' if met[key] else 'MISSED'}" if key in bar else ""
+        print(f"  {key:{width}}  {value:.4g}{verdict}", flush=True)
     return all(met.values())
 
 
@@ -76,3 +106,7 @@ def _seconds(value: float) -> str:
         if value * factor >= 1:
             return f"{value * factor:8.3f} {unit}"
     return f"{value * 1e6:8.2f} us"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / (1 << 20):8.2f} MiB"

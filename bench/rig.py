@@ -1,0 +1,226 @@
+# Owns: what the benchmarks run on: network namespaces, a host with many endpoints on real taps through the product's
+# own parts, and the floor: the very bytes that the product sent, sent again with no program around them.
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+
+from hostd.calc import Calculation
+from hostd.dataplane import sysctl, uplink
+from hostd.dataplane.kernel import Kernel
+from hostd.dataplane.monitor import Monitor
+from hostd.dataplane.netlink import NetlinkSocket
+from hostd.desired import Dirty
+from hostd.plan import Limits
+from hostd.ruleset import Guard
+from hostd.settle import Settler
+from hostd.state import Carrier, Local, Locals, Phase
+from hostd.world import World
+from slash32.model import Endpoint, EndpointKey
+from slash32.net import parse_prefix
+from slash32.pack import AddressSet
+from slash32.policy import Action, Direction, Peer, Policy, PortRange, Rule
+
+_CLONE_NEWNET = 0x40000000
+_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
+_TAP_NO_PI = 0x1002
+_libc = ctypes.CDLL(None, use_errno=True)
+ROLES = ("web", "app", "db")
+BOTH = (Direction.INGRESS, Direction.EGRESS)
+
+
+def _checked(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+class Namespace:
+    """A fresh network namespace, entered at once; gone with the process."""
+
+    def __init__(self) -> None:
+        _checked(_libc.unshare(_CLONE_NEWNET))
+        self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def enter(self) -> None:
+        _checked(_libc.setns(self._fd, _CLONE_NEWNET))
+
+
+def make_tap(name: str) -> int:
+    """The ifindex of a tap that this process holds open, as QEMU does: it has a carrier. It outlives the descriptor,
+    so that a namespace takes all of them along at once: one by one they take 20 ms each."""
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_NO_PI))
+    fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    return socket.if_nametoindex(name)
+
+
+def _uplink() -> None:
+    """A host has an address of its own; without one the kernel looks through all links for a route's source."""
+    for words in (
+        "link add up0 type veth peer name up1", "address add 192.0.2.1/24 dev up0", "link set up1 up", "link set up0 up",
+    ):  # fmt: skip
+        subprocess.run(["ip", *words.split()], check=True)
+
+
+def address4(number: int) -> bytes:
+    return (0x0A400000 + number).to_bytes(4, "big")
+
+
+def endpoint(number: int) -> Endpoint:
+    """One v4 and one v6 address; its role decides its class of policies."""
+    key = EndpointKey(f"00000000-0000-4000-8000-{number:012x}", f"52:54:00:{number >> 16:02x}:{number >> 8 & 255:02x}"
+                      f":{number & 255:02x}")  # fmt: skip
+    labels = {"role": ROLES[number % len(ROLES)], "env": "prod"}
+    own = (address4(number), bytes.fromhex("fd006500000000000000000000") + number.to_bytes(3, "big"))
+    return Endpoint(key, f"guest{number}", labels, (), own)
+
+
+def local(number: int, ifindex: int) -> Local:
+    one = endpoint(number)
+    return Local(one, "qemu", Phase.LIVE, Carrier(f"vnet{number}", ifindex), one)
+
+
+def policies() -> dict[str, Policy]:
+    """Three tiers, as in examples/: web from anywhere, app from web, db from app."""
+    def allow(port: int, source: str | None) -> Rule:
+        return Rule(Action.ALLOW, 6, source=Peer(selector=source), destination=Peer(ports=(PortRange(port, port),)))
+
+    inside = Rule(Action.ALLOW, destination=Peer(nets=(parse_prefix("10.0.0.0/8"), parse_prefix("fd00:65::/64"))))
+    asked = {"web": allow(80, None), "app": allow(8080, 'role == "web"'), "db": allow(5432, 'role == "app"')}
+    return {
+        role: Policy(role, f'role == "{role}"', BOTH, 100.0, (rule, allow(22, None)), (inside,))
+        for role, rule in asked.items()
+    }
+
+
+def world(members: int) -> World:
+    found: dict[str, AddressSet] = {f'role == "{role}"': AddressSet() for role in ROLES[:2]}
+    for number in range(members):
+        for value in (v for s, v in found.items() if ROLES[number % len(ROLES)] in s):
+            value.addresses.update(endpoint(number).addresses)
+    return World(policies(), {}, found, {}, {})
+
+
+class Host:
+    """One hypervisor in a namespace of its own with `present` endpoints, and the tap of one more."""
+
+    def __init__(self, present: int, given: World | None = None) -> None:
+        self.namespace = Namespace()
+        self.kernel = Kernel(Guard(), owned=False)
+        self.kernel.rtnl.set_up(1)
+        _uplink()
+        uplink.switch_on([], uplink.Forwarding(False, False))
+        self.locals = Locals({})
+        for number in range(present):
+            self.locals.put(local(number, self.tap(number)))
+        self.monitor = Monitor(self.kernel.rtnl.port, self.kernel.table.port)
+        self.world = given or world(present)
+        self.calc = Calculation.build("h1", self.world, self.locals)
+        self.settler = Settler(self.kernel, self.calc, Limits(self.kernel.guard.group_base), ("vnet",))
+        self._settle_first()
+        self.drain()
+
+    def _settle_first(self) -> None:
+        """Thousands of fresh links keep changing for a while, which tears a read."""
+        deadline = time.monotonic() + 120
+        while problems := self.settler.resync():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{problems[0]}")
+            time.sleep(0.5)
+
+    def tap(self, number: int) -> int:
+        ifindex = make_tap(f"vnet{number}")
+        self.kernel.rtnl.set_up(ifindex)
+        return ifindex
+
+    def drain(self) -> None:
+        while self.monitor.read():
+            pass
+
+    def settle(self, dirty: Dirty) -> None:
+        problems = self.settler.settle(dirty)
+        if problems:
+            raise RuntimeError(f"{problems[0]}")
+
+    def add(self, one: Local) -> None:
+        self.locals.put(one)
+        self.settle(self.calc.local_changed(one.endpoint.key))
+
+    def remove(self, one: Local) -> None:
+        self.locals.remove(one.endpoint.key)
+        self.settle(self.calc.local_changed(one.endpoint.key))
+
+
+class Recording:
+    """What the product sent on its netlink sockets, and the sysctls it wrote, in order; `replay` does it again."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, bytes]] = []  # protocol, batch
+        self._sysctls: list[tuple[str, bytes]] = []
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        send, write = NetlinkSocket._send, sysctl.write
+
+        def sent(which: NetlinkSocket, data: bytes) -> None:
+            self._steps.append((which._socket.proto, bytes(data)))
+            send(which, data)
+
+        def written(key: str, value: str) -> None:
+            self._sysctls.append((f"/proc/sys/net/{key}", value.encode()))
+            write(key, value)
+
+        NetlinkSocket._send, sysctl.write = sent, written  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            NetlinkSocket._send, sysctl.write = send, write  # type: ignore[method-assign]
+
+    def replay(self, sockets: dict[int, socket.socket], only: int | None = None) -> None:
+        """The sysctls come after the packet filter, as in the product."""
+        pending = self._sysctls if only is None else []
+        for protocol, batch in self._steps:
+            if only not in (None, protocol):
+                continue
+            if protocol == 0:
+                _write(pending)
+                pending = []
+            _exchange(sockets[protocol], batch)
+        _write(pending)
+
+
+def raw_sockets() -> dict[int, socket.socket]:
+    """Of the present namespace, by protocol."""
+    found = {}
+    for protocol in (0, 12):
+        s = found[protocol] = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        s.setsockopt(270, 10, 1)
+        for option in (32, 33):
+            s.setsockopt(socket.SOL_SOCKET, option, 1 << 27)
+        if protocol == 0:
+            s.setsockopt(270, 12, 1)
+        s.bind((0, 0))
+    return found
+
+
+def _write(settings: list[tuple[str, bytes]]) -> None:
+    for path, value in settings:
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, value)
+        os.close(fd)
+
+
+def _exchange(s: socket.socket, batch: bytes) -> None:
+    """The acknowledgement of the last message, or the first error."""
+    s.send(batch)
+    reply = s.recv(1 << 16)
+    code = struct.unpack_from("=i", reply, 16)[0]
+    if code:
+        raise OSError(-code, f"the floor: {os.strerror(-code)}")
