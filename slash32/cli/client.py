@@ -46,22 +46,42 @@ class Client:
     def _call(self, method: str, url: str, body: Mapping[str, object] | None, wait: float) -> Json:
         connection = _UnixConnection(self.path, self.timeout + wait)
         try:
-            payload = None if body is None else json.dumps(body, allow_nan=False).encode()
-            connection.request(method, url, payload, {"Content-Type": "application/json"} if payload else {})
-            response = connection.getresponse()
-            return self._answer(response.status, response.read(MAX_ANSWER))
-        except FileNotFoundError:
-            raise CallError([f"{self._where()}: there is no such socket; {_HINT}"]) from None
-        except ConnectionRefusedError:
-            raise CallError([f"{self._where()}: nobody listens there; {_HINT}"]) from None
-        except PermissionError:
-            raise CallError([f"{self._where()}: permission denied; run this as root"]) from None
-        except TimeoutError:
-            raise CallError([f"{self._where()}: no answer for {self.timeout + wait:.0f} s"]) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise CallError([f"{self._where()}: {printable(str(error)) or type(error).__name__}"]) from None
+            self._connect(connection)
+            try:
+                payload = None if body is None else json.dumps(body, allow_nan=False).encode()
+                connection.request(method, url, payload, {"Content-Type": "application/json"} if payload else {})
+                response = connection.getresponse()
+                status, content = response.status, response.read(MAX_ANSWER)
+            except (OSError, http.client.HTTPException) as error:
+                unknown = "" if method == "GET" else "; it may have done it or not: run this again"
+                raise CallError([f"{self._where()}: {self._lost(error, wait)}{unknown}"]) from None
+            return self._answer(status, content)
         finally:
             connection.close()
+
+    def _connect(self, connection: _UnixConnection) -> None:
+        try:
+            connection.connect()
+        except FileNotFoundError:
+            why = f"there is no such socket; {_HINT}" if self.path else "give the path of a socket"
+        except ConnectionRefusedError:
+            why = f"nobody listens there; {_HINT}"
+        except PermissionError:
+            why = "permission denied; run this as root, or join group slash32"
+        except OSError as error:
+            why = printable(error.strerror or str(error))
+        else:
+            return
+        raise CallError([f"{self._where()}: {why}"])
+
+    def _lost(self, error: Exception, wait: float) -> str:
+        if isinstance(error, TimeoutError):
+            return f"no answer for {self.timeout + wait:.0f} s"
+        if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead | ConnectionError):
+            return "it ended before it had answered"
+        if isinstance(error, http.client.HTTPException):
+            return f"whoever listens there is no dispatcher ({printable(str(error))[:100] or type(error).__name__})"
+        return printable(str(error))
 
     def _answer(self, status: int, content: bytes) -> Json:
         try:
@@ -89,11 +109,16 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        if not self._path:
+            raise FileNotFoundError
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
 def _url(parts: tuple[str, ...], query: str) -> str:
+    for part in parts:
+        if not part or not part.isprintable() or part in (".", ".."):
+            raise CallError([f"{quoted(part, 64)}: nothing has such a name"])
     path = "/v1/" + "/".join(url_quote(part, safe="") for part in parts)
     return f"{path}?{query}" if query else path

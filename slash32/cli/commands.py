@@ -2,25 +2,43 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 
 import click
 from click.shell_completion import get_completion_class
 
+import slash32
 from slash32.errors import Slash32Error, printable
 from slash32.resources import KINDS
 
 from . import show, text
 from .client import CallError, Client
-from .files import Checked, check, check_text, duplicates, expand, is_xml
+from .files import DOMAINS, RESOURCES, Checked, check, check_text, duplicates, expand, is_xml
 from .waiting import Outcome, follow, terminal_progress
 
 SOCKET = "/run/slash32-dispatcher/api.sock"
+CODES = "Exit codes: 0 done, 1 refused or failed, 2 usage."
 FILE_HELP = "A file, a directory, or - (standard input)."
 OUTPUT = click.option(
     "-o", "--output", type=click.Choice(["table", "wide", "yaml", "json"]), default="table", show_default=True
 )
+
+
+def usage(error: click.ClickException) -> str:
+    """A wrong command line as one line."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "slash32"
+    message = printable(" ".join(error.format_message().split())[:300]).rstrip(".")
+    return f"{command}: {message}; see {command} --help"
+
+
+def _nothing(errors: Sequence[str], done: str) -> Failed:
+    """All of them or none: one line for each error, and that nothing happened."""
+    if len(errors) == 1:
+        return Failed([f"{errors[0]}; nothing was {done}"])
+    return Failed([*errors, f"{len(errors)} errors: nothing was {done}"])
 
 
 class Failed(Slash32Error):
@@ -45,14 +63,42 @@ def with_files(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _kinds(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
-    return [word for word in ("endpoints", *(k.plural for k in KINDS.values()), "gnp") if word.startswith(typed)]
+    words = [kind.plural for kind in KINDS.values()]
+    words = words if context.command.name == "delete" else ["endpoints", *words]
+    return [word for word in (*words, "gnp") if word.startswith(typed)]
+
+
+def _names(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    """What the dispatcher knows of the kind that stands before; nothing where it does not answer."""
+    before = context.params.get("kind") or (context.params.get("target") or ("hosts",))[0]
+    client = Client(context.find_root().params.get("socket") or SOCKET, timeout=2.0)
+    try:
+        return [name for name in show.names(client, show.kind_word(before)) if name.startswith(typed)]
+    except (Slash32Error, click.UsageError):
+        return []
+
+
+def _target(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    return (_names if context.params.get("target") else _kinds)(context, parameter, typed)
 
 
 KIND = click.argument("kind", shell_complete=_kinds)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--socket", envvar="SLASH32_SOCKET", default=SOCKET, show_default=True, help="The dispatcher's API.")
+@click.group(
+    epilog=CODES,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--socket",
+    envvar="SLASH32_SOCKET",
+    default=SOCKET,
+    show_default=True,
+    metavar="PATH",
+    help="The dispatcher's socket; also SLASH32_SOCKET in the environment.",
+)
+@click.version_option(slash32.__version__, message="slash32 %(version)s")
 @click.pass_context
 def cli(context: click.Context, socket: str) -> None:
     """Policy for the guests of a fleet of libvirt hosts.
@@ -65,22 +111,25 @@ def cli(context: click.Context, socket: str) -> None:
       slash32 apply -f policy.yaml --dry-run       what would change?
       slash32 apply -f policy.yaml --wait          change it; returns when it is in every kernel
       slash32 describe endpoint web1               which policies apply to a guest
-      slash32 get gnp -o yaml > backup.yaml        everything, ready to be applied again
+      slash32 get gnp -o yaml > backup.yaml        all policies, ready to be applied again
 
     \b
     Kinds: endpoints (ep), hosts, globalnetworkpolicies (gnp), profiles.
-    Exit codes: 0 done, 1 refused or failed, 2 usage.
     """
     context.obj = Client(socket)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command(short_help="Create or change resources: all of them, or none.")
 @with_files
 @click.option("--wait", is_flag=True, help="Return when every host has it in its kernel.")
-@click.option("--timeout", type=click.FloatRange(0, 86400), default=60.0, show_default=True, help="Seconds for --wait.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, 86400), metavar="SECONDS", help="For --wait: give up after that. Default: 60."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
 @click.pass_obj
-def apply(client: Client, names: list[str], wait: bool, timeout: float, dry_run: bool) -> None:
+def apply(client: Client, names: list[str], wait: bool, timeout: float | None, dry_run: bool) -> None:
     """Create or change resources from YAML or JSON: all of them, or none.
 
     \b
@@ -89,21 +138,26 @@ def apply(client: Client, names: list[str], wait: bool, timeout: float, dry_run:
       slash32 apply -f policies/ --dry-run
       cat policy.yaml | slash32 apply -f -
 
-    One bad document of fifty changes nothing, and every bad one is listed. With --wait, exit code 1 names the hosts
-    that failed or did not answer in time; the change itself stands.
+    Of a directory, its .yaml, .yml and .json files. One bad document of fifty changes nothing, and every bad one is
+    listed. With --wait, exit code 1 names the hosts that failed or did not answer in time; the change itself stands.
     """
     if wait and dry_run:
         raise click.UsageError("--wait has nothing to wait for with --dry-run")
+    if timeout is not None and (not wait or math.isnan(timeout)):
+        raise click.UsageError("--timeout is a number of seconds for --wait")
     found = check(names)
     if found.errors:
-        raise Failed([*found.errors, "nothing was applied"])
+        raise _nothing(found.errors, "applied")
     documents = [dict(document.value) for document in found.documents]
-    answer = client.post("apply", body={"documents": documents}, query=f"dry_run={int(dry_run)}")
+    try:
+        answer = client.post("apply", body={"documents": documents}, query=f"dry_run={int(dry_run)}")
+    except CallError as error:
+        raise _nothing(error.lines, "applied") if error.status == 400 else error from None
     for change in answer.get("changes", []):
         note = " (dry run)" if dry_run else ""
         click.echo(printable(f"{change['kind']} {change['name']} {change['change']}{note}"))
     if wait:
-        _follow(client, int(answer["revision"]), timeout)
+        _follow(client, int(answer["revision"]), 60.0 if timeout is None else timeout)
     elif not dry_run:
         click.echo(f"revision {answer['revision']}")
 
@@ -112,6 +166,8 @@ def _follow(client: Client, revision: int, timeout: float) -> None:
     progress = terminal_progress()
     try:
         result: Outcome = follow(client, revision, timeout, progress)
+    except KeyboardInterrupt:
+        raise Failed([f"interrupted; revision {revision} stands (slash32 status shows which hosts have it)"]) from None
     finally:
         if progress:
             progress("")
@@ -122,7 +178,7 @@ def _follow(client: Client, revision: int, timeout: float) -> None:
 
 @cli.command(short_help="List resources, or one of them.")
 @KIND
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names)
 @OUTPUT
 @click.pass_obj
 def get(client: Client, kind: str, name: str | None, output: str) -> None:
@@ -142,7 +198,7 @@ def get(client: Client, kind: str, name: str | None, output: str) -> None:
 
 @cli.command(short_help="Everything about one resource.")
 @KIND
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @click.pass_obj
 def describe(client: Client, kind: str, name: str) -> None:
     """Everything about one resource: for a guest, which policies apply; for a policy, to which guests.
@@ -157,7 +213,7 @@ def describe(client: Client, kind: str, name: str) -> None:
 
 
 @cli.command(short_help="Delete resources.")
-@click.argument("target", nargs=-1, metavar="[KIND NAME | FILE...]")
+@click.argument("target", nargs=-1, metavar="[KIND NAME | FILE...]", shell_complete=_target)
 @click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Delete what these name.", type=click.Path())
 @click.pass_obj
 def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...]) -> None:
@@ -173,7 +229,7 @@ def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...]) -> N
     if files:
         found = check([*files, *target])
         if found.errors:
-            raise Failed([*found.errors, "nothing was deleted"])
+            raise _nothing(found.errors, "deleted")
         wanted = [(str(d.value["kind"]), r.name) for d, r in zip(found.documents, found.resources, strict=True)]
     elif len(target) == 2:
         wanted = [(show.kind_word(target[0]), target[1])]
@@ -203,7 +259,15 @@ def _delete(client: Client, wanted: Sequence[tuple[str, str]]) -> None:
 @OUTPUT
 @click.pass_obj
 def status(client: Client, output: str) -> None:
-    """Is the dispatcher well, and are the hosts connected and in sync?"""
+    """Is the dispatcher well, and are the hosts connected and in sync?
+
+    \b
+    Examples:
+      slash32 status
+      slash32 status -o json | jq '.hosts[] | select(.in_sync | not) | .name'
+
+    Exit code 0 says that the dispatcher answered; what is wrong with hosts is in the answer.
+    """
     click.echo(show.status(client, output))
 
 
@@ -217,9 +281,11 @@ def validate(names: list[str]) -> None:
       slash32 validate -f policy.yaml
       slash32 validate -f web1.xml
       virsh dumpxml web1 | slash32 validate -f -
+
+    Of a directory, its .yaml, .yml, .json and .xml files.
     """
     found = Checked()
-    for name, content in expand(names):
+    for name, content in expand(names, RESOURCES + DOMAINS):
         if isinstance(content, str):
             found.errors.append(f"{name}: {content}")
         elif is_xml(content):
@@ -252,16 +318,20 @@ def _validate_domain(name: str, xml: bytes) -> list[str]:
 
 
 @cli.command(short_help="Let hosts take this dispatcher's state.")
-@click.argument("hosts", nargs=-1, metavar="[HOST]...")
+@click.argument("hosts", nargs=-1, metavar="[HOST]...", shell_complete=_names)
 @click.option("--all", "everyone", is_flag=True, help="Every host that waits.")
 @click.pass_obj
 def adopt(client: Client, hosts: tuple[str, ...], everyone: bool) -> None:
-    """Let hosts that are in sync with another dispatcher's state (or an older one) take this dispatcher's.
+    """Let hosts that keep another dispatcher's state, or a newer one, take this dispatcher's.
 
     \b
     Examples:
+      slash32 status                 which hosts are held?
       slash32 adopt h1 h2
       slash32 adopt --all
+
+    A host never gives up what it has because a dispatcher comes up empty, restored from a backup, or in place of
+    another: it holds its state until an operator has looked and says so here.
     """
     if bool(hosts) is everyone:
         raise click.UsageError("name the hosts, or give --all")
@@ -274,9 +344,19 @@ def adopt(client: Client, hosts: tuple[str, ...], everyone: bool) -> None:
 @cli.command(short_help="Print a shell completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the shell's completion script: eval "$(slash32 completion bash)"."""
+    """Print the shell's completion script. The package installs bash's.
+
+    \b
+    Examples:
+      eval "$(slash32 completion bash)"
+      slash32 completion zsh > ~/.zfunc/_slash32
+    """
     found = get_completion_class(shell)
     if found is None:
         raise Slash32Error(f"no completion for {shell}")
     script = found(cli, {}, "slash32", "_SLASH32_COMPLETE")
     click.echo(script.source_template % script.source_vars())  # .source() would run the shell to learn its version
+
+
+for _command in cli.commands.values():
+    _command.epilog = CODES

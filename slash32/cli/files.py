@@ -10,7 +10,9 @@ from slash32.documents import MAX_BYTES, Document
 from slash32.errors import ResourceError, printable, quoted
 from slash32.resources import Resource, decode, kind_of, load_yaml
 
-SUFFIXES = (".yaml", ".yml", ".json", ".xml")
+RESOURCES = (".yaml", ".yml", ".json")
+DOMAINS = (".xml",)
+NAME_LIMIT = 200  # characters of a file name in a message
 
 
 @dataclass(slots=True)
@@ -20,18 +22,42 @@ class Checked:
     errors: list[str] = field(default_factory=list)  # one line for each document or file that is wrong
 
 
-def expand(names: Sequence[str]) -> Iterator[tuple[str, bytes | str]]:
-    """(name for messages, content), or (name, why it cannot be read)."""
+def expand(names: Sequence[str], suffixes: tuple[str, ...] = RESOURCES) -> Iterator[tuple[str, bytes | str]]:
+    """(name for messages, content), or (name, why it cannot be read). Of a directory: its files with these suffixes."""
     for name in names:
-        path = Path(name)
-        if name != "-" and path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-            if not inside:
-                yield str(path), f"holds no {', '.join(SUFFIXES)} file"
-            for file in inside:
-                yield printable(str(file)), _read(file)
-        else:
-            yield ("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)) if name == "-" else (printable(name), _read(path))
+        if name == "-":
+            yield "stdin", _read_stdin()
+            continue
+        try:
+            inside = _inside(Path(name), suffixes) if name else None
+        except OSError as error:
+            yield _short(name), error.strerror or str(error)
+            continue
+        if inside is None:
+            yield _short(name) or "-f", _read(Path(name)) if name else "the file name is empty"
+        elif not inside:
+            yield _short(name), f"this directory holds no {', '.join(suffixes)} file"
+        for file in inside or ():
+            yield _short(str(file)), _read(file)
+
+
+def _short(name: str) -> str:
+    shown = printable(name)
+    return shown if len(shown) <= NAME_LIMIT else f"{shown[:NAME_LIMIT]}..."
+
+
+def _inside(path: Path, suffixes: tuple[str, ...]) -> list[Path] | None:
+    """None: no directory."""
+    return sorted(p for p in path.iterdir() if p.suffix in suffixes) if path.is_dir() else None
+
+
+def _read_stdin() -> bytes | str:
+    if sys.stdin is None:
+        return "it is closed"
+    try:
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _read(path: Path) -> bytes | str:
@@ -71,6 +97,9 @@ def duplicates(found: Checked) -> list[str]:
 
 
 def check_text(name: str, content: bytes, found: Checked) -> None:
+    if is_xml(content):
+        found.errors.append(f"{name}: is XML: domains go to virsh define; slash32 validate checks their tags")
+        return
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -48,6 +48,13 @@ def get(client: Client, kind: str, name: str | None, output: str) -> str:
     return _TABLES[kind](items, output == "wide") if items else f"no {kind} yet"
 
 
+def names(client: Client, kind: str) -> list[str]:
+    """What `get KIND` may be given: names, or the domains of endpoints."""
+    if kind == "Endpoint":
+        return sorted({str(item.get("domain")) for item in client.items("endpoints")})
+    return sorted(str((item.get("metadata") or {}).get("name")) for item in client.items("resources", kind))
+
+
 def dump(value: object, output: str) -> str:
     if output == "json":
         return json.dumps(value, indent=2, ensure_ascii=False)

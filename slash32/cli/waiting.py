@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from slash32.errors import printable
 
-from .client import Client, Json
+from .client import CallError, Client, Json
 from .text import count, duration, names
 
 POLL = 10.0  # seconds one request may hang; the dispatcher answers earlier when there is progress
+AWAY = 10.0  # seconds that the dispatcher may be gone: it is restarted in less
 STUCK = 5.0  # seconds without progress after which hosts that report failures are not waited for any longer
 
 
@@ -30,7 +31,7 @@ def follow(client: Client, revision: int, timeout: float, show: Callable[[str], 
         asked = time.monotonic()
         left = timeout - (asked - started)
         wait = max(0.0, min(STUCK if failures(last) else POLL, left))
-        state = client.get("revisions", str(revision), wait=wait, query=f"wait={wait:.3f}")
+        state = _ask(client, revision, wait, min(AWAY, max(0.0, left)))
         now = time.monotonic()
         if _settled(state) != _settled(last):
             moved = now
@@ -42,6 +43,18 @@ def follow(client: Client, revision: int, timeout: float, show: Callable[[str], 
         if state.get("done") or left <= 0 or stuck:
             return outcome(state, now - started)
         last = state
+
+
+def _ask(client: Client, revision: int, wait: float, patience: float) -> Json:
+    """A dispatcher that is restarted meanwhile is waited for; its store knows the revision."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return client.get("revisions", str(revision), wait=wait, query=f"wait={wait:.3f}")
+        except CallError as error:
+            if error.status or time.monotonic() >= end:
+                raise CallError([f"{line}; revision {revision} stands" for line in error.lines], error.status) from None
+            time.sleep(0.1)
 
 
 def _settled(state: Json) -> tuple[object, ...]:
@@ -74,7 +87,8 @@ def outcome(state: Json, seconds: float) -> Outcome:
     pending = [f"{name} (not connected)" if name in away else str(name) for name in state.get("pending") or ()]
     live = _live(state)
     if state.get("done") and not failed and not pending:
-        return Outcome([f"{live} in {duration(state.get('milliseconds') or 0.0)}"], True)
+        took = state.get("milliseconds")  # None: too long ago, or before the dispatcher was restarted
+        return Outcome([live if took is None else f"{live} in {duration(took)}"], True)
     lines = [f"{live} after {seconds:.0f} s; missing: {names(pending, 1000)}" if pending else live]
     lines += [printable(f"host {name} failed: {why}") for name, why in failed]
     return Outcome(lines, False)

@@ -196,13 +196,13 @@ def test_one_bad_document_sends_nothing_and_every_bad_one_is_listed(
     first, second, last = err.splitlines()
     where = "many.yaml:10: GlobalNetworkPolicy allow-x: spec.ingress[0].destination.ports[0]"
     assert first.endswith(f"{where}: 70000 is not a port: give 1..65535")
-    assert second.endswith("many.yaml:19: document: apiVersion is missing") and last == "nothing was applied"
+    assert second.endswith("many.yaml:19: document: apiVersion is missing") and last == "2 errors: nothing was applied"
 
 
 def test_refusals_of_the_dispatcher_are_printed_one_a_line(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
     dispatcher.answers["POST", "/v1/apply"] = (400, {"errors": ["Profile x: in use", "Host y: a\x1b]0;bad"]})
     code, out, err = run("apply", "-f", policy_file)
-    assert (code, out, err) == (1, "", "Profile x: in use\nHost y: a\\x1b]0;bad\n")
+    assert (code, out, err) == (1, "", "Profile x: in use\nHost y: a\\x1b]0;bad\n2 errors: nothing was applied\n")
 
 
 def test_files_directories_and_stdin(
@@ -228,7 +228,7 @@ def test_unusable_files(dispatcher: Dispatcher, run: Run, tmp_path: Path, policy
     (tmp_path / "again.yaml").write_text(POLICY)
     for names, line in [
         (["no.yaml"], "no.yaml: No such file or directory"),
-        (["empty"], "empty: holds no .yaml"),
+        (["empty"], "empty: this directory holds no .yaml"),
         (["blank.yaml"], "blank.yaml: holds no document"),
         (["latin.yaml"], "latin.yaml:2: not UTF-8 text"),
         (["policy.yaml", "again.yaml"], "again.yaml:1: GlobalNetworkPolicy allow-web: given before, at "),
