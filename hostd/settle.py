@@ -37,6 +37,7 @@ class Kernel(Protocol):
     def apply(self, todo: Plan, actual: Actual) -> list[Refused]: ...
     def fingerprints(self, rules: tuple[Rule, ...]) -> tuple[str, ...]: ...
     def link(self, name_or_index: str | int) -> Link | None: ...
+    def routes(self) -> set[Route]: ...
     def tap_sysctls_hold(self, name: str) -> bool: ...
 
 
@@ -61,7 +62,7 @@ class Settler:
     counters: Counters = field(default_factory=Counters)
     retried: float = 0.0
     contested: set[Prefix] = field(default_factory=set)  # taken from us and taken back, lately
-    down: dict[int, set[Prefix]] = field(default_factory=dict)  # by ifindex of a link that is down: its lost routes
+    down: set[int] = field(default_factory=set)  # links that were seen down, by ifindex
 
     def settle(self, dirty: Dirty) -> list[Failure]:
         """Plan within `dirty` and apply. Returns all that is refused at present, not only by this call."""
@@ -133,10 +134,11 @@ class Settler:
         """A guarded link appeared or changed: is its group what we gave it?"""
         dirty = Dirty()
         guarded = link.name.startswith(self.guard_prefixes)
-        if link.up:
-            dirty.routes |= self.down.pop(link.ifindex, set())
-        else:
-            self._routes_left(link.ifindex, guarded)
+        if not link.up:
+            self.down.add(link.ifindex)
+        elif link.ifindex in self.down:
+            self.down.discard(link.ifindex)
+            dirty.routes |= self._lost_routes((link.ifindex,) if guarded else (link.ifindex, 0))
         if not guarded:
             return dirty
         known = self.actual.taps.get(link.ifindex)
@@ -155,27 +157,27 @@ class Settler:
             dirty.taps.add(link.ifindex)
         return dirty
 
-    def _routes_left(self, ifindex: int, guarded: bool) -> None:
-        """v4 routes leave a link that goes down, and no notification says so. They are written when it is up again.
-
-        Of a route to a next hop the kernel found the interface by itself: it may be this one.
-        """
-        ways = (ifindex,) if guarded else (ifindex, 0)
-        left = {prefix for prefix, route in self.actual.routes.items() if route.oif in ways}
-        for prefix in left:
+    def _lost_routes(self, ways: tuple[int, ...]) -> set[Prefix]:
+        """v4 routes leave a link that goes down, or away, and no notification says so. Of a route to a next hop the
+        kernel found the interface by itself (0): it may be any that is no tap."""
+        suspects = {prefix for prefix, route in self.actual.routes.items() if route.oif in ways}
+        if suspects:
+            suspects -= {route.prefix for route in self.kernel.routes()}
+        for prefix in suspects:
             del self.actual.routes[prefix]
-        if left:
-            self.down.setdefault(ifindex, set()).update(left)
+        return suspects
 
     def link_gone(self, ifindex: int) -> Dirty:
         """The device took its routes, neighbours and addresses along; our elements for it remain to be removed."""
         dirty = Dirty()
         self.actual.foreign_groups.pop(ifindex, None)
-        self.down.pop(ifindex, None)
+        self.down.discard(ifindex)
         known = self.actual.taps.get(ifindex)
         if known is not None:
             known.neighbours, known.gateway, known.sysctls, known.group = frozenset(), False, False, 0
             dirty.taps.add(ifindex)
+        else:
+            dirty.routes |= self._lost_routes((0,))
         for prefix in [p for p, route in self.actual.routes.items() if route.oif == ifindex]:
             del self.actual.routes[prefix]
             dirty.routes.add(prefix)
@@ -202,10 +204,11 @@ class Settler:
         return dirty
 
     def route_seen(self, route: Route) -> Dirty:
-        """A route with our protocol number: ours, or somebody's who poses as us; then it goes."""
+        """A route with our protocol number: ours, or somebody's who poses as us; then it goes. Where it took the place
+        of ours, or stands beside it, the plan puts ours there and takes it away."""
         dirty = Dirty()
         have = self.actual.routes.get(route.prefix)
-        if have is None:
+        if have is None or not same_way(have, route):
             self.actual.routes[route.prefix] = route
             dirty.routes.add(route.prefix)
         return dirty
