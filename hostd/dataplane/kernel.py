@@ -61,6 +61,9 @@ class Kernel:
     def link(self, name_or_index: str | int) -> Link | None:
         return self.rtnl.link(name_or_index)
 
+    def routes(self) -> set[Route]:
+        return self.rtnl.routes()
+
     def fingerprints(self, rules: tuple[Rule, ...]) -> tuple[str, ...]:
         return tuple(fingerprint(rule) for rule in rules)
 
@@ -220,6 +223,8 @@ def _has_sysctls(op: PutSysctls, actual: Actual) -> bool:
 def _collectable(ops: Sequence[Shrink], actual: Actual) -> tuple[list[Shrink], list[Refused]]:
     """Without the classes that a tap is still in, because the way into its next one was refused: its last good policy
     stays, and is collected when it has left."""
+    if not ops:
+        return [], []
     carried = {tap.group for tap in actual.taps.values()}
     chains = {
         name for op in ops if isinstance(op, DelClass) and op.group in carried for name in actual.classes[op.group]
