@@ -1,5 +1,5 @@
-# Measures: a set of 100,000 members, one more member of it, and 1,000 routes, from the dispatcher's word (as the replica
-# applied it) to the kernel, against `nft -f` and `ip -batch` and the floor (the same bytes, sent again).
+# Measures: a set of 100,000 members, one more member of it, and 1,000 routes, from the dispatcher's word (as the
+# replica applied it) to the kernel, against `nft -f` and `ip -batch` and the floor (the same bytes, sent again).
 # Bar 5: at most 1/4 of nft for the set, 1/100 of nft for one more, 1/3 of `ip -batch`.
 #   python -m bench.bulk [--json] [-n N] [--members 100000] [--routes 1000]
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.measure import Case, measure, report
+from bench.measure import Case, Report, measure
 from bench.rig import Host, Namespace, Recording, raw_sockets, world
 from hostd.absorb import absorb
 from slash32.net import Prefix, format_address
@@ -88,8 +88,8 @@ class Routes:
         self.host = Host(0, world(0))
         self.prefixes = [Prefix((0x0A800000 + i).to_bytes(4, "big"), 32) for i in range(count)]
         given = self.host.world
-        given.hosts, self.table = {"h2": (HOP,)}, {}  # type: ignore[assignment]
-        given.routes = self.table
+        self.table: dict[Prefix, tuple[str, ...]] = {}
+        given.hosts, given.routes = {"h2": (HOP,)}, self.table
         self.added, self.removed = Recording(), Recording()
         with self.added.taken():
             self.add()
@@ -177,7 +177,7 @@ def run(n: int, members: int, routes: int, json: bool) -> bool:
     bar = {"set / set, nft -f -": 1 / 4, "+1 / +1, nft -f -": 1 / 100, "routes / routes, ip -batch": 1 / 3}
     pairs = (*bar, *(f"{what} / {what}, floor" for what in ("set", "+1", "routes")))
     ratios = {pair: measured[pair.split(" / ")[0]].median / measured[pair.split(" / ")[1]].median for pair in pairs}
-    return report(f"bulk ({members} members, {routes} routes)", measured, ratios, bar, json)
+    return Report(f"bulk ({members} members, {routes} routes)", measured, ratios, bar).tell(json)
 
 
 def main() -> int:

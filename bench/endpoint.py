@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from bench.measure import Case, collect, report, stats
+from bench.measure import Case, Report, collect, stats
 from bench.rig import Host, Namespace, Recording, local, raw_sockets
 from hostd.dataplane import sysctl
 from hostd.dataplane.nft.admission import Admission
@@ -116,8 +116,12 @@ def product_cases(present: int) -> dict[str, Case]:
             sysctl.write(key, value)
         host.drain()
 
-    def then_reset(undo: Callable[[], object]) -> Callable[[], object]:
-        return lambda: (undo(), reset())
+    def then_reset(undo: Callable[[], object]) -> Callable[[], None]:
+        def both() -> None:
+            undo()
+            reset()
+
+        return both
 
     host.add(one)
     host.remove(one)  # classes are there from now on, as with any guest of a known kind
@@ -174,7 +178,7 @@ def run(n: int, present: list[int], json: bool) -> bool:
         bar[f"{what} @{some} / iptables-legacy-restore @{some}"] = 1 / 80
         bar[f"{what} @{many} / {what} @{few}"] = 3.0
     floors = [f"{what} @{count} / {what}, floor @{count}" for count in present for what in ("whole", "filter")]
-    return report("endpoint", measured, {name: ratio(name) for name in (*bar, *floors)}, bar, json)
+    return Report("endpoint", measured, {name: ratio(name) for name in (*bar, *floors)}, bar).tell(json)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.measure import measure, report
+from bench.measure import Report, measure
 from hostd.inbox import Inbox
 from slash32.tag import parse_domain
 
@@ -87,7 +87,8 @@ def run(n: int, json: bool) -> bool:
             finally:
                 daemon.terminate()
     ratio = {"hook / bare python3": measured["hook"].median / measured["python3 -ISE -c pass"].median}
-    return report(f"hook ({len(DOMAIN)} bytes of XML)", measured, ratio, {"hook / bare python3": 1.15}, json)
+    bars = {"hook / bare python3": 1.15}
+    return Report(f"hook ({len(DOMAIN)} bytes of XML)", measured, ratio, bars).tell(json)
 
 
 def main() -> int:

@@ -71,30 +71,32 @@ def _once(case: Case) -> float:
     return end - start
 
 
-def report(
-    name: str,
-    measured: Mapping[str, Stats],
-    ratios: Mapping[str, float],
-    bar: Mapping[str, float],
-    json: bool,
-    unit: str = "seconds",
-) -> bool:
-    """Prints a table, or one JSON object. `bar`: at most, for ratios of the same name. True: every bar is met."""
-    met = {key: ratios[key] <= limit for key, limit in bar.items()}
-    if json:
-        rows = {case: asdict(found) for case, found in measured.items()}
-        print(dumps({"name": name, unit: rows, "ratios": dict(ratios), "bars": dict(bar), "met": met}), flush=True)
+@dataclass(frozen=True, slots=True)
+class Report:
+    name: str
+    measured: Mapping[str, Stats]
+    ratios: Mapping[str, float]
+    bars: Mapping[str, float]  # at most, for ratios of the same name
+    unit: str = "seconds"  # or "bytes"
+
+    def tell(self, json: bool) -> bool:
+        """Prints a table, or one line of JSON. True: every bar is met."""
+        met = {key: self.ratios[key] <= limit for key, limit in self.bars.items()}
+        if json:
+            rows = {case: asdict(found) for case, found in self.measured.items()}
+            ratios, bars = dict(self.ratios), dict(self.bars)
+            print(dumps({"name": self.name, self.unit: rows, "ratios": ratios, "bars": bars, "met": met}), flush=True)
+            return all(met.values())
+        print(self.name)
+        width = max(map(len, [*self.measured, *self.ratios]))
+        words = _seconds if self.unit == "seconds" else _bytes
+        for case, found in self.measured.items():
+            figures = "  ".join(f"{key} {words(value)}" for key, value in _figures(found))
+            print(f"  {case:{width}}  {figures}  n {found.n}")
+        for key, value in self.ratios.items():
+            verdict = f"  bar {self.bars[key]:.4g}: {'met' if met[key] else 'MISSED'}" if key in met else ""
+            print(f"  {key:{width}}  {value:.4g}{verdict}", flush=True)
         return all(met.values())
-    print(f"{name}")
-    width = max(map(len, [*measured, *ratios]))
-    words = _seconds if unit == "seconds" else _bytes
-    for case, found in measured.items():
-        figures = "  ".join(f"{key} {words(value)}" for key, value in _figures(found))
-        print(f"  {case:{width}}  {figures}  n {found.n}")
-    for key, value in ratios.items():
-        verdict = f"  bar {bar[key]:.4g}: {'met' if met[key] else 'MISSED'}" if key in bar else ""
-        print(f"  {key:{width}}  {value:.4g}{verdict}", flush=True)
-    return all(met.values())
 
 
 def _figures(found: Stats) -> list[tuple[str, float]]:

@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hostd.calc import Calculation
 from hostd.dataplane import sysctl, uplink
@@ -63,10 +63,8 @@ def make_tap(name: str) -> int:
 
 def _uplink() -> None:
     """A host has an address of its own; without one the kernel looks through all links for a route's source."""
-    for words in (
-        "link add up0 type veth peer name up1", "address add 192.0.2.1/24 dev up0", "link set up1 up", "link set up0 up",
-    ):  # fmt: skip
-        subprocess.run(["ip", *words.split()], check=True)
+    script = "link add up0 up type veth peer name up1\nlink set up1 up\naddress add 192.0.2.1/24 dev up0\n"
+    subprocess.run(["ip", "-batch", "-"], input=script.encode(), check=True)
 
 
 def address4(number: int) -> bytes:
@@ -163,35 +161,37 @@ class Recording:
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, bytes]] = []  # protocol, batch
-        self._sysctls: list[tuple[str, bytes]] = []
+        self._sysctls: dict[str, list[tuple[str, bytes]]] = {}  # by folder
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        send, write = NetlinkSocket._send, sysctl.write
+        send, write_all = NetlinkSocket._send, sysctl.write_all
 
         def sent(which: NetlinkSocket, data: bytes) -> None:
             self._steps.append((which._socket.proto, bytes(data)))
             send(which, data)
 
-        def written(key: str, value: str) -> None:
-            self._sysctls.append((f"/proc/sys/net/{key}", value.encode()))
-            write(key, value)
+        def written(settings: Iterable[sysctl.Setting]) -> None:
+            for key, value in (found := list(settings)):
+                folder, _, name = f"/proc/sys/net/{key}".rpartition("/")
+                self._sysctls.setdefault(folder, []).append((name, value.encode()))
+            write_all(found)
 
-        NetlinkSocket._send, sysctl.write = sent, written  # type: ignore[method-assign]
+        NetlinkSocket._send, sysctl.write_all = sent, written  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            NetlinkSocket._send, sysctl.write = send, write  # type: ignore[method-assign]
+            NetlinkSocket._send, sysctl.write_all = send, write_all  # type: ignore[method-assign]
 
     def replay(self, sockets: dict[int, socket.socket], only: int | None = None) -> None:
         """The sysctls come after the packet filter, as in the product."""
-        pending = self._sysctls if only is None else []
+        pending = self._sysctls if only is None else {}
         for protocol, batch in self._steps:
             if only not in (None, protocol):
                 continue
             if protocol == 0:
                 _write(pending)
-                pending = []
+                pending = {}
             _exchange(sockets[protocol], batch)
         _write(pending)
 
@@ -210,11 +210,14 @@ def raw_sockets() -> dict[int, socket.socket]:
     return found
 
 
-def _write(settings: list[tuple[str, bytes]]) -> None:
-    for path, value in settings:
-        fd = os.open(path, os.O_WRONLY)
-        os.write(fd, value)
-        os.close(fd)
+def _write(settings: dict[str, list[tuple[str, bytes]]]) -> None:
+    for folder, found in settings.items():
+        way = os.open(folder, os.O_PATH)
+        for name, value in found:
+            fd = os.open(name, os.O_WRONLY, dir_fd=way)
+            os.write(fd, value)
+            os.close(fd)
+        os.close(way)
 
 
 def _exchange(s: socket.socket, batch: bytes) -> None:

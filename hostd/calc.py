@@ -3,18 +3,19 @@
 # on the current state only (a test compares every sequence of changes with a fresh build). Pure.
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from slash32.model import EndpointKey
 from slash32.net import Prefix, host_prefix, pack_mac
+from slash32.pack import AddressSet
 from slash32.policy import Direction, Policy, Profile
 from slash32.verdict import applicable, effective_labels
 
 from .compile import (
     SelectorSet,
     class_chains,
-    disjoint,
     kind_of,
+    members_of,
     policy_chain,
     policy_chains,
     profile_chain,
@@ -200,11 +201,8 @@ class Calculation:
             self.desired.chains[name] = rules
             dirty.chains.add(name)
 
-    def _value(self, selector: str) -> Iterator[Member]:
-        value = self.world.sets.get(selector)
-        if value is not None:
-            yield from value.addresses
-            yield from value.prefixes
+    def _value(self, selector: str) -> AddressSet:
+        return self.world.sets.get(selector) or AddressSet()
 
     def _need_set(self, name: str, dirty: Dirty) -> SelectorSet:
         found = self._sets.get(name)
@@ -240,9 +238,9 @@ class Calculation:
             if item is not None:  # else it went in the same batch, and is dropped in its turn
                 self._load_chains(item, dirty)
 
-    def _members(self, kernel: str) -> list[Member]:
+    def _members(self, kernel: str) -> Sequence[Member]:
         selector, kind = self._by_set[kernel]
-        return disjoint(m for m in self._value(selector) if kind_of(m) is kind)
+        return members_of(self._value(selector), kind)
 
     def _class_of(self, labels: Mapping[str, str], profiles: tuple[str, ...], dirty: Dirty) -> ClassChains:
         memo = (tuple(sorted(labels.items())), profiles)
@@ -303,9 +301,9 @@ class Calculation:
         width = len(prefix.network)
         for host in sorted(self.world.routes.get(prefix, ())):
             if host != self.host:
-                via = next((a for a in self.world.hosts.get(host, ()) if len(a) == width), None)
-                if via is not None:
-                    return Route(prefix, 0, via)
+                for via in self.world.hosts.get(host, ()):
+                    if len(via) == width:
+                        return Route(prefix, 0, via)
         return None
 
 

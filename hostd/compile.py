@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 from slash32.net import Prefix
+from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, Profile
 from slash32.policy import Rule as PolicyRule
 
@@ -30,9 +31,11 @@ class SelectorSet:
 
     __slots__ = ("counts", "digest", "specs")
 
-    def __init__(self, selector: str, members: Iterable[Member]) -> None:
+    def __init__(self, selector: str, value: AddressSet) -> None:
         self.digest = digest(selector)
-        self.counts = Counter(kind_of(m) for m in members)
+        lengths = Counter(map(len, value.addresses))  # there may be a hundred thousand
+        self.counts = Counter({SetKind.ADDR4: lengths[4], SetKind.ADDR6: lengths[16]})
+        self.counts.update(kind_of(m) for m in value.prefixes)
         self.specs = self._declare()
 
     def changed(self, add: Iterable[Member], remove: Iterable[Member]) -> bool:
@@ -54,12 +57,17 @@ def kind_of(member: Member) -> SetKind:
     return SetKind.ADDR4 if len(member) == 4 else SetKind.ADDR6
 
 
-def disjoint(members: Iterable[Member]) -> list[Member]:
-    """Prefixes as the fewest that cover the same addresses (all of one family); addresses as they are."""
-    found = list(members)
-    prefixes = [ipaddress.ip_network((m.network, m.length)) for m in found if isinstance(m, Prefix)]
-    if not prefixes:
-        return found
+def members_of(value: AddressSet, kind: SetKind) -> Sequence[Member]:
+    """What a kernel set of this kind holds: single addresses as they are, prefixes as the fewest that cover them."""
+    if kind in (SetKind.ADDR4, SetKind.ADDR6):
+        width = 4 if kind is SetKind.ADDR4 else 16
+        return [address for address in value.addresses if len(address) == width]
+    return disjoint(prefix for prefix in value.prefixes if kind_of(prefix) is kind)
+
+
+def disjoint(members: Iterable[Prefix]) -> list[Prefix]:
+    """Of one family."""
+    prefixes = [ipaddress.ip_network((m.network, m.length)) for m in members]
     merged = ipaddress.collapse_addresses(prefixes)  # type: ignore[type-var]  # one family, as promised above
     return [Prefix(n.network_address.packed, n.prefixlen) for n in merged]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 from slash32.net import Address, Prefix, format_address
@@ -181,6 +182,8 @@ def _closing(op: Operation) -> int:
 
 def _opening(op: LinkOp) -> int:
     """How the host speaks on the link, then neighbours, then routes; the group last: it opens the tap."""
+    if isinstance(op, Add) and isinstance(op.item, Route):  # thousands at a time
+        return 3
     if isinstance(op, PutSysctls):
         return 0
     if isinstance(op, Add | Delete) and not isinstance(op.item, Route):
@@ -242,16 +245,13 @@ def _plan_classes(out: Plan, scope: Scope) -> dict[ClassChains, int]:
     """Device group of every class that a dirty tap needs; new classes get groups that no link carries."""
     desired, actual, dirty, _, limits = scope
     groups = {chains: group for group, chains in actual.classes.items()}
-    taken = {*actual.classes, *actual.foreign_groups.values(), *(t.group for t in actual.taps.values())}
-    following = limits.group_base + 1
-    for ifindex in sorted(dirty.taps & desired.taps.keys()):
-        chains = desired.taps[ifindex].chains
-        if chains not in groups:
-            while following in taken:
-                following += 1
-            taken.add(following)
-            groups[chains] = following
-            out.filter.append(PutClass(following, chains))
+    wanted = dict.fromkeys(desired.taps[ifindex].chains for ifindex in sorted(dirty.taps & desired.taps.keys()))
+    new = [chains for chains in wanted if chains not in groups]
+    if new:  # seldom: nothing else here costs more the more taps there are
+        taken = {*actual.classes, *actual.foreign_groups.values(), *(t.group for t in actual.taps.values())}
+        free = (group for group in count(limits.group_base + 1) if group not in taken)
+        groups.update(zip(new, free, strict=False))
+        out.filter += [PutClass(groups[chains], chains) for chains in new]
     doomed = {op.name for op in out.collect if isinstance(op, DelChain)}
     out.collect += [DelClass(group) for group, chains in actual.classes.items() if doomed.intersection(chains)]
     return groups

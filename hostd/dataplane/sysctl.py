@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from typing import NamedTuple
 
 _ROOT = "/proc/sys/net/"
@@ -64,9 +65,18 @@ def write(key: str, value: str) -> None:
 
 
 def write_all(settings: Iterable[Setting]) -> None:
-    """The hot path: a blind write costs what a read does."""
-    for key, value in settings:
-        write(key, value)
+    """The hot path: a blind write costs what a read does, and half of that is the way to the folder."""
+    for folder, found in groupby(settings, lambda setting: setting.key.rpartition("/")[0]):
+        way = os.open(_path(folder), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for key, value in found:
+                fd = os.open(key[len(folder) + 1 :], os.O_WRONLY | os.O_CLOEXEC, dir_fd=way)
+                try:
+                    os.write(fd, value.encode())
+                finally:
+                    os.close(fd)
+        finally:
+            os.close(way)
 
 
 def differing(settings: Iterable[Setting]) -> list[Setting]:

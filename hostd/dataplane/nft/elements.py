@@ -49,7 +49,7 @@ def _pieces(filled: bytearray, step: int) -> Iterator[bytes]:
 
 
 def _encode_addresses(width: int, members: list[Member]) -> Iterator[bytes]:
-    if any(len(m) != width for m in members):
+    if not {width}.issuperset(map(len, members)):
         raise ValueError(f"a member of a set of {width}-byte addresses has another length")
     keys = b"".join(members)  # type: ignore[arg-type]
     template = k.element(bytes(width))

@@ -43,16 +43,18 @@ _RTA_VIA = 18
 
 _HEADER = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
-# The whole body of the commonest routes: to one address, directly on a link.
-_LINK4 = struct.Struct("=BBBBBBBBI HH4s HHI")
+_OIF = struct.Struct("=I")
+# The whole body of the commonest routes: to a prefix by one next hop or one link; to one address directly on a link.
+_ONE_WAY4 = struct.Struct("=BBBBBBBBI HH4s HH4s")
 _LINK6 = struct.Struct("=BBBBBBBBI HH16s HHI HHI")
 
 
 def _body(route: Route, scope: int, flags: int) -> bytes:
     (network, length), oif, via, _ = route
-    if via is None and oif and len(network) == 4 and length == 32:
-        return _LINK4.pack(
-            AF_INET, length, 0, 0, TABLE_MAIN, PROTOCOL, scope, _UNICAST, 0, 8, _RTA_DST, network, 8, _RTA_OIF, oif
+    if len(network) == 4 and length and (via is None) is not (oif == 0):
+        kind, way = (_RTA_OIF, _OIF.pack(oif)) if via is None else (_RTA_GATEWAY, via)
+        return _ONE_WAY4.pack(
+            AF_INET, length, 0, 0, TABLE_MAIN, PROTOCOL, scope, _UNICAST, flags, 8, _RTA_DST, network, 8, kind, way
         )
     family = AF_INET if len(network) == 4 else AF_INET6
     if via is None and oif and length == 128:
