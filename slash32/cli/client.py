@@ -10,6 +10,8 @@ from urllib.parse import quote as url_quote
 
 from slash32.errors import Slash32Error, printable, quoted
 
+from .text import visible
+
 Json = dict[str, Any]
 MAX_ANSWER = 256 * 1024 * 1024
 
@@ -52,6 +54,8 @@ class Client:
                 connection.request(method, url, payload, {"Content-Type": "application/json"} if payload else {})
                 response = connection.getresponse()
                 status, content = response.status, response.read(MAX_ANSWER)
+                if response.length:  # what is still missing
+                    raise http.client.IncompleteRead(content, response.length)
             except (OSError, http.client.HTTPException) as error:
                 unknown = "" if method == "GET" else "; it may have done it or not: run this again"
                 raise CallError([f"{self._where()}: {self._lost(error, wait)}{unknown}"]) from None
@@ -93,7 +97,7 @@ class Client:
         if 200 <= status < 300:
             return answer
         errors = answer.get("errors")
-        lines = [printable(str(line)) for line in errors] if isinstance(errors, list) and errors else []
+        lines = [visible(str(line)) for line in errors] if isinstance(errors, list) and errors else []
         raise CallError(lines or [f"{self._where()}: answered {status} and no reason"], status)
 
     def _where(self) -> str:

@@ -30,7 +30,7 @@ def usage(error: click.ClickException) -> str:
     """A wrong command line as one line."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "slash32"
-    message = printable(" ".join(error.format_message().split())[:300]).rstrip(".")
+    message = text.visible(" ".join(error.format_message().split())[:300]).rstrip(".")
     return f"{command}: {message}; see {command} --help"
 
 

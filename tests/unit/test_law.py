@@ -140,6 +140,12 @@ def test_every_file_says_what_it_owns() -> None:
     assert silent == []
 
 
+def test_test_modules_have_names_of_their_own() -> None:
+    """Or pytest collects none of them."""
+    names = [path.name for path in (REPO / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def test_nothing_names_a_machine_or_a_tool() -> None:
     words = ("/" + "work/", "/" + "farm/", ".py" + "env/")
     for path in sources():
