@@ -26,7 +26,7 @@ from hostd.forwarding import (
     Take,
     TapAddress,
 )
-from hostd.plan import PutSysctls
+from hostd.plan import Admit, PutSysctls
 from hostd.ruleset import Guard, InSet, Jump, Rule, SetKind, SetSpec
 from slash32.net import Prefix
 
@@ -287,6 +287,10 @@ class FakeKernel(Kernel):
 
     def tap_sysctls_hold(self, name: str) -> bool:
         return name in self.model.sysctls or self.rtnl.link(name) is None
+
+    def end_flows(self, of: Admit) -> None:
+        if self.model.refuses("flows", of.ifindex):
+            raise PermissionError(errno.EPERM, "not permitted")
 
     def write_sysctls(self, tap: str) -> None:
         self.model.change(PutSysctls(0, tap))

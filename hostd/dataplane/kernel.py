@@ -18,6 +18,7 @@ from ..plan import (
     Expel,
     FilterOp,
     FlushSet,
+    Grow,
     Plan,
     PutChain,
     PutClass,
@@ -28,6 +29,7 @@ from ..plan import (
 from ..ruleset import GROUP_MASK, Guard, Rule
 from ..settle import Refused
 from . import sysctl
+from .flows import Flows
 from .nft.admission import Admission, group
 from .nft.rules import fingerprint
 from .nft.table import NftTable
@@ -44,11 +46,13 @@ class Kernel:
         self.guard = guard
         self.table = NftTable(guard, owned)
         self.rtnl = Rtnl()
+        self.flows = Flows()
         self.ipv6 = sysctl.has_ipv6()
 
     def close(self) -> None:
         self.table.close()
         self.rtnl.close()
+        self.flows.close()
 
     # -- read -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +127,9 @@ class Kernel:
     def apply(self, todo: Plan, actual: Actual) -> list[Refused]:
         """Carries out the plan, in its order. What is refused stops only what depends on it."""
         refused = self._links(todo.close, actual)
-        refused += self._filter(todo.filter, actual)
+        haunted = self._end_old_flows(todo.filter, actual)
+        refused += haunted.values()
+        refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
         unready = {op.ifindex for op in todo.filter if isinstance(op, Admit) and not _admitted(op, actual)}
         refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
         unready |= {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
@@ -138,6 +144,23 @@ class Kernel:
         refused += self._filter(unused, actual)
         actual.extra_routes = ()
         return refused + kept
+
+    def _end_old_flows(self, ops: Sequence[Grow], actual: Actual) -> dict[int, Refused]:
+        """Addresses that come to a tap begin anew: what was open to another guest is not open to this one. A tap that
+        has lost its filter only is healed with its flows. What is refused, by the id of its operation."""
+        refused = {}
+        for op in ops:
+            if isinstance(op, Admit) and _unused(op.ifindex, actual):
+                try:
+                    self.end_flows(op)
+                except OSError as error:
+                    why = f"flows that its addresses had before: {error}"
+                    refused[id(op)] = Refused(self._tap_name(op.ifindex), why, Dirty(taps={op.ifindex}))
+        return refused
+
+    def end_flows(self, of: Admit) -> None:
+        """Raises OSError."""
+        self.flows.forget((*of.addresses, *of.prefixes))
 
     def _not_opened(self, ifindex: int, refused: Sequence[Refused]) -> Refused:
         why = refused[-1].message if refused else "its class of policies is not in the kernel"
@@ -207,6 +230,12 @@ class Kernel:
     def _filter_refusal(self, op: FilterOp, why: str) -> Refused:
         name = self._tap_name(op.ifindex) if isinstance(op, Admit | Expel | Exempt) else named(op)
         return Refused(name, why, scope(op))
+
+
+def _unused(ifindex: int, actual: Actual) -> bool:
+    """No guest was ever let in here."""
+    tap = actual.taps.get(ifindex, Admitted())
+    return not (tap.addresses or tap.prefixes or tap.group or ifindex in actual.foreign_groups)
 
 
 def _admitted(op: Admit, actual: Actual) -> bool:

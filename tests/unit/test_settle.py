@@ -209,3 +209,18 @@ def test_a_guard_that_cannot_be_read_is_tried_again(host: Host, monkeypatch: pyt
     assert host.whole()
 
 
+
+
+def test_a_guest_is_not_opened_before_its_addresses_old_flows_are_ended(host: Host) -> None:
+    other = TAP + 1
+    host.model.links[other] = Link(other, "vnet101", 0, bytes(6), True)
+    guest = Endpoint(key(1), "other", {}, (), (parse_address("10.65.0.2"),))
+    host.model.refuses = lambda what, _item: what == "flows"
+    host.scene.take(Run(1, Local(guest, "qemu", Phase.LIVE, Carrier("vnet101", other), guest)))
+    host.settle()
+    host.settler.retry(0)
+    assert host.model.links[other].group == 0 and host.model.links[TAP].group == BASE + 1
+    assert "flows" in host.settler.failures()[0].message
+    host.model.refuses = lambda *_: False
+    host.settler.retry(1)
+    assert host.whole() and host.model.links[other].group == BASE + 1
