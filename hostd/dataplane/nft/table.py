@@ -17,18 +17,21 @@ _OWNED = k.TABLE_OWNER | k.TABLE_PERSIST
 
 
 def supports_owner_persist() -> bool:
-    """Whether this kernel (6.9 and later) has tables that others cannot change and that outlive their owner."""
+    """Whether this kernel (6.9 and later) has tables that others cannot change and that outlive their owner.
+
+    Asked by a transaction that cannot but fail, so that nothing is written: does it fail for the last thing only?
+    """
     socket = NetlinkSocket(NETLINK_NETFILTER)
     try:
         attempt = Transaction(socket, "slash32-probe")
         attempt.table(k.INET, _OWNED)
-        attempt.remove_table(k.INET)
+        attempt.delete_set("not-there", label=True)
         attempt.commit()
-    except TransactionRefused:
-        return False
+    except TransactionRefused as refused:
+        return refused.label is True
     finally:
         socket.close()
-    return True
+    return False
 
 
 class NftTable:
