@@ -183,6 +183,11 @@ class Recording:
         finally:
             NetlinkSocket._send, sysctl.write_all = send, write_all  # type: ignore[method-assign]
 
+    def dumps(self) -> list[tuple[int, bytes]]:
+        """The requests for whole tables, each once whatever its number."""
+        found = {(p, m[:8] + m[12:]): (p, m) for p, m in self._steps if int.from_bytes(m[6:8], "little") & 0x300}
+        return list(found.values())
+
     def replay(self, sockets: dict[int, socket.socket], only: int | None = None) -> None:
         """The sysctls come after the packet filter, as in the product."""
         pending = self._sysctls if only is None else {}

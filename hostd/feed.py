@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import select
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from slash32 import wire
 from slash32.keys import load_or_create_key
@@ -31,6 +30,7 @@ SILENCE = 15.0  # seconds without a word from the dispatcher: not connected, wha
 KNOCK_EVERY = 1.0  # seconds between two attempts of a host whose key is refused
 HELLO_AGAIN = 2.0  # seconds between two requests for a snapshot, at least
 
+_EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3); zmq.utils.monitor would bring asyncio and ssl along: 8 MiB
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
@@ -108,7 +108,7 @@ class Feed:
         keys = load_or_create_key(self.config.key_file)
         s = self._context.socket(zmq.DEALER)
         s.linger = 0
-        s.setsockopt(zmq.ROUTING_ID, b"s" + secrets.token_bytes(15))  # nobody else can guess it, so nobody can take it
+        s.setsockopt(zmq.ROUTING_ID, b"s" + os.urandom(15))  # nobody else can guess it, so nobody can take it
         s.curve_publickey, s.curve_secretkey = keys.public.encode(), keys.secret.encode()
         try:
             s.curve_serverkey = self.config.server_key.encode()
@@ -219,7 +219,7 @@ class Feed:
 
     def _watch(self) -> None:
         while self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            event, _ = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._drop("a new connection")
                 self._session.up, self._session.again, self._session.hello_at = True, True, -1.0
