@@ -38,7 +38,7 @@ class Config:
     state_dir: Path = STATE
     run_dir: Path = RUN
 
-    def guard(self, drop_transit: bool) -> Guard:
+    def guard(self, drop_transit: tuple[int, ...]) -> Guard:
         return Guard(self.guard_prefixes, self.group_base, self.conn_limit, drop_transit)
 
 

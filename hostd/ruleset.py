@@ -92,7 +92,7 @@ class Guard:
     prefixes: tuple[str, ...] = ("vnet",)  # tap names that start so are guarded
     group_base: int = 0x53320000  # classes are device groups base+1 .. base+0xffff
     conn_limit: int = 65536  # conntrack entries per endpoint
-    drop_transit: bool = False  # the host did not forward before us: it does not begin to between other NICs
+    drop_transit: tuple[int, ...] = ()  # IP versions the host did not forward before us: not between other NICs
 
 
 GROUP_MASK = 0xFFFF0000

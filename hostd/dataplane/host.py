@@ -19,7 +19,8 @@ class Machine:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.before = self._forwarding_before()
-        guard = config.guard(drop_transit=not self.before.v4 or not self.before.v6)
+        new = tuple(version for version, did in ((4, self.before.v4), (6, self.before.v6)) if not did)
+        guard = config.guard(drop_transit=new)
         self.owned = {"yes": True, "no": False}.get(config.table_owner, may_own())
         self.kernel = Kernel(guard, self.owned)
 

@@ -25,7 +25,7 @@ from slash32.policy import Icmp, PortRange
 
 KINDS = {4: (SetKind.ADDR4, SetKind.NET4), 6: (SetKind.ADDR6, SetKind.NET6)}
 SETS = {f"s-{kind.value}": SetSpec(kind, 64) for kind in SetKind}
-GUARD = Guard(prefixes=("vnet", "lxc-veth"), drop_transit=True, conn_limit=100)
+GUARD = Guard(prefixes=("vnet", "lxc-veth"), drop_transit=(4, 6), conn_limit=100)
 
 
 @st.composite

@@ -398,8 +398,8 @@ def _enslave(rig: Rig) -> bytes:
     return bytes.fromhex(run("ip", "-o", "link", "show", "virbr0").split("link/ether ")[1][:17].replace(":", ""))
 
 
-@pytest.mark.parametrize("drop_transit", [False, True])
-def test_a_tap_in_a_bridge_is_not_touched(netns: Namespace, peer: Namespace, drop_transit: bool) -> None:
+@pytest.mark.parametrize("drop_transit", [(), (4, 6)])
+def test_a_tap_in_a_bridge_is_not_touched(netns: Namespace, peer: Namespace, drop_transit: tuple[int, ...]) -> None:
     rig = Rig(peer, Guard(drop_transit=drop_transit))
     honest = rig.alice.to(rig.outside).but(to_mac=_enslave(rig))
     assert rig.crosses(rig.alice, rig.alice.to(rig.bob).but(to_mac=rig.bob.mac).udp(1, 2), rig.bob), "inside the bridge"
@@ -414,15 +414,20 @@ def test_a_tap_in_a_bridge_is_not_touched(netns: Namespace, peer: Namespace, dro
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_transit_between_foreign_interfaces(netns: Namespace, peer: Namespace, version: int) -> None:
-    rig = Rig(peer, Guard(drop_transit=True))
+    rig = Rig(peer, Guard(drop_transit=(4, 6)))
     inside = rig.attach(21, "up1", "192.0.2.9", "2001:db8:9::9")
     assert not rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, 2), inside)
     for sender, receiver in ((rig.alice, rig.outside), (rig.outside, rig.alice), (rig.alice, rig.bob)):
         assert rig.crosses(sender, sender.to(receiver, version).udp(1, 2), receiver)
-    router = NftTable(Guard(drop_transit=False))
-    assert router.load()
-    assert rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, 2), inside), "a router stays one"
-    router.close()
+    for number, dropped in enumerate([(), (10 - version,)], 3):
+        router = NftTable(Guard(drop_transit=dropped))
+        assert router.load()
+        assert rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, number), inside), "a router stays one"
+        router.close()
+    half = NftTable(Guard(drop_transit=(version,)))
+    assert half.load()
+    assert not rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, 9), inside)
+    half.close()
     rig.close()
 
 
