@@ -221,6 +221,8 @@ def test_nothing_is_inherited_with_a_tap_name(site: Site, near: Guest, far: Gues
         assert third.tap == name
         closed(third, near, far)
     product.wait_connected(site.h1, third.name, seconds=30)
+    for address in (third.address4, third.address6):
+        assert site.h1.sh(f"conntrack -L -d {address}; conntrack -L -s {address}") == "", "nor with its addresses"
     closed(third, near, far)
 
 

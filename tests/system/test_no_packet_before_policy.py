@@ -110,6 +110,7 @@ def test_a_flood_that_is_allowed_arrives(site: Site, sinks: list[Guest]) -> None
             assert versions == {4, 6}, f"{guest.name} to {sink.name}: {seen.places(marker)}"
 
 
+@pytest.mark.timeout(900)
 def test_a_flood_that_is_denied_never_leaves_the_tap(site: Site, sinks: list[Guest]) -> None:
     flooders = [flooder(site, driver, "no", sinks) for driver in ("qemu", "lxc")]
     for number in range(STARTS):
