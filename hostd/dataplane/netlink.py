@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 NETLINK_ROUTE = 0
@@ -144,9 +144,18 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def attribute_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Of a repeated kind the last one."""
-    return dict(attributes(data, offset))
+def attribute_map(data: bytes, offset: int = 0, kinds: Container[int] = range(_TYPE_MASK + 1)) -> dict[int, bytes]:
+    """Of these kinds; of a repeated one the last. (Not made of `attributes`: a start reads tens of thousands.)"""
+    found: dict[int, bytes] = {}
+    end, unpack = len(data), _ATTR.unpack_from
+    while offset + 4 <= end:
+        length, kind = unpack(data, offset)
+        if length < 4 or offset + length > end:
+            break
+        if kind & _TYPE_MASK in kinds:
+            found[kind & _TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
 
 
 def messages(data: bytes) -> Iterator[Message]:

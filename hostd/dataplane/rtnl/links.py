@@ -5,7 +5,7 @@ import struct
 import sys
 
 from ...forwarding import Link
-from ..netlink import attribute_map, attributes, text, u32
+from ..netlink import attribute_map, text, u32
 
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
@@ -51,7 +51,7 @@ def up_body(ifindex: int) -> bytes:
 def decode(body: bytes) -> Link:
     """Of an RTM_NEWLINK or RTM_DELLINK of family AF_UNSPEC."""
     _, _, ifindex, flags, _ = _HEADER.unpack_from(body)
-    found = {kind: data for kind, data in attributes(body, 16) if kind in _WANTED}
+    found = attribute_map(body, 16, _WANTED)
     info = attribute_map(found.get(_IFLA_LINKINFO, b""))
     return Link(
         ifindex,
