@@ -18,7 +18,7 @@ from .calc import Calculation
 from .claims import Claims, reportable
 from .desired import Dirty
 from .settle import Settler
-from .state import Local, Locals, Phase, isolate_ungranted
+from .state import Local, Locals, Phase, isolate_ungranted, without_carrier
 
 log = logging.getLogger("slash32.hostd")
 
@@ -81,6 +81,7 @@ class Agent:
         self.held = ""  # why the dispatcher's word is not followed, if it is not
         self._waiting: list[_Waiting] = []
         self._revision: int | None = None  # to be acknowledged once settled
+        self._told: list[Failure] = []  # with the last acknowledgement
 
     # -- libvirt's hooks ----------------------------------------------------------------------------------------
 
@@ -97,8 +98,9 @@ class Agent:
                 continue
             if local is None:
                 self._put(Local(endpoint, domain.driver, Phase.RESERVED))
-            else:
-                self._put(replace(local, endpoint=endpoint))
+            else:  # it ended: what it ran on is not its own any more, nor what it had with another tag
+                same = local.accepted if local.accepted == endpoint else None
+                self._put(replace(local, endpoint=endpoint, phase=Phase.RESERVED, carrier=None, accepted=same))
             if local is None or local.accepted != endpoint:
                 keys.add(endpoint.key)
         self.claim_due(now)
@@ -109,7 +111,7 @@ class Agent:
 
     def incoming(self, domain: Domain, answer: Answer) -> None:
         """A live migration arrives: filter, but neither route nor claim before the guest runs here."""
-        refusal = self._outside(domain)
+        refusal = self._outside(domain) or self._conflict(domain)
         if refusal is not None:
             answer(1, refusal)
             return
@@ -131,11 +133,14 @@ class Agent:
     def stopped(self, uuid: str) -> None:
         """The guest is gone from this host: withdraw; its claims go with `released`."""
         for local in self.locals.of_domain(uuid):
-            self._put(replace(local, phase=Phase.RESERVED, carrier=None))
+            self._put(without_carrier(local))
 
     def released(self, uuid: str) -> None:
         for local in self.locals.of_domain(uuid):
             self._remove(local)
+        self._guard_again(uuid)
+
+    def _guard_again(self, uuid: str) -> None:
         for key in [k for k in self.exempt.seen if k.uuid == uuid]:
             del self.exempt.seen[key]
 
@@ -168,13 +173,21 @@ class Agent:
         """The guest executes here: an incoming one has arrived, and its addresses with it."""
         for local in self.locals.of_domain(uuid):
             if local.phase is Phase.INCOMING:
-                self._put(replace(local, phase=Phase.LIVE if local.carrier else Phase.RESERVED))
+                self._put(replace(local, phase=Phase.ARRIVED if local.carrier else Phase.RESERVED))
+        self._isolate_if_alone()
         self.claim_due(now)
 
     def migrated_away(self, uuid: str) -> None:
         """Suspended for the last step of a migration: the addresses are the destination's from now on."""
         for local in self.locals.of_domain(uuid):
-            self._remove(local)
+            self._remove(local, keep=False)
+
+    def link_gone(self, ifindex: int) -> None:
+        """A guest ended, or a NIC was unplugged; whoever gets the name of the tap next is somebody else."""
+        local = self.locals.carried_by(ifindex)
+        if local is not None:
+            self._put(without_carrier(local))
+        self.dirty.merge(self.settler.link_gone(ifindex))
 
     def scanned(self, driver: str, uuids: frozenset[str], beginning: Callable[[str], bool]) -> None:
         """A full scan: what it does not list is gone, but for guests whose start is under way."""
@@ -187,6 +200,8 @@ class Agent:
 
     def connected(self, now: float) -> None:
         self.claims.lost()
+        for local in [x for x in self.locals if x.phase is Phase.KEPT]:
+            self._remove(local, keep=False)  # the report says so
         if self.knows:
             self._report(now)
 
@@ -207,6 +222,7 @@ class Agent:
         for waiting in self._waiting:
             waiting.answer(0, "")
         self._waiting.clear()
+        self._isolate_if_alone()
 
     def applied(self, revision: int, dirty: Dirty) -> None:
         """The world changed (the caller has updated it): acknowledged once the kernel has it."""
@@ -219,15 +235,17 @@ class Agent:
             local = self.locals.get(endpoint.key)
             if local is None:
                 continue
+            phase = Phase.LIVE if local.phase is Phase.ARRIVED else local.phase
             if not message:
-                self._put(replace(local, accepted=endpoint, problem=""))
-            elif local.accepted == endpoint:
-                self._put(replace(local, accepted=None, problem=message))  # it was ours and is no more
+                self._put(replace(local, phase=phase, accepted=endpoint, problem=""))
+            elif local.accepted == endpoint or phase is not local.phase:
+                self._put(replace(local, phase=phase, accepted=None, problem=message))  # it was ours and is no more
             else:
                 self._say(replace(local, problem=message))
             if message and message != local.problem:
                 log.warning("%s: %s", quote(endpoint.domain), message)
-            self._wake(endpoint.key, message)
+            if local.endpoint == endpoint:  # else it was re-tagged meanwhile, and that is still to be answered
+                self._wake(endpoint.key, message)
 
     def claim_due(self, now: float) -> None:
         if self.feed is None or not self._reachable():
@@ -253,12 +271,17 @@ class Agent:
         dirty, self.dirty = self.dirty, Dirty()
         self.calc.desired.exempt = frozenset(self.exempt.seen.values())
         failures = self.settler.settle(dirty)
-        if self._revision is not None and self.feed is not None and self.feed.connected:
-            self.feed.ack(self._revision, failures)
-            self._revision = None
+        self._acknowledge(failures)
         return failures
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, failures: list[Failure]) -> None:
+        """What was sent is in the kernel, but for these; also when one of them was made good, or came later."""
+        if self.feed is None or not self._reachable() or (self._revision is None and failures == self._told):
+            return
+        self.feed.ack(self.feed.replica.revision if self._revision is None else self._revision, failures)
+        self._revision, self._told = None, failures
 
     def _reachable(self) -> bool:
         return self.feed is not None and self.feed.connected and self.feed.in_sync
@@ -276,8 +299,12 @@ class Agent:
             self.changed.add(key)
             self.dirty.merge(self.calc.local_changed(key))
 
-    def _remove(self, local: Local) -> None:
+    def _remove(self, local: Local, keep: bool = True) -> None:
+        """`keep`: where no dispatcher hears of it, it may come back as it was."""
         key = local.endpoint.key
+        if keep and local.accepted == local.endpoint and (self.feed is None or not self.feed.connected):
+            self._put(replace(local, phase=Phase.KEPT, carrier=None))
+            return
         self.generation += 1
         self.locals.remove(key)
         self.claims.forget(key)
@@ -292,23 +319,29 @@ class Agent:
         if carrier is not None and not carrier.tap.startswith(self.guard_prefixes):
             log.warning("%s: tap %s is not guarded: left alone", quote(endpoint.domain), quote(carrier.tap))
             carrier = None
+        other = self.locals.carried_by(carrier.ifindex) if carrier is not None else None
+        if other is not None and other.endpoint.key != endpoint.key:
+            log.warning("%s: its tap carries %s: left alone", quote(endpoint.domain), quote(other.endpoint.domain))
+            carrier = None
         local = self.locals.get(endpoint.key)
         if local is None:
             phase = Phase.LIVE if runs else Phase.INCOMING
             self._put(Local(endpoint, driver, phase if carrier else Phase.RESERVED, carrier))
             return
         phase = local.phase
-        if phase is Phase.RESERVED and carrier is not None:
-            phase = Phase.LIVE
-        self._put(replace(local, endpoint=endpoint, phase=phase, carrier=carrier or local.carrier))
+        if phase in (Phase.RESERVED, Phase.KEPT):
+            phase = Phase.LIVE if carrier is not None else Phase.RESERVED
+        problem = "" if local.accepted == endpoint else local.problem
+        carrier = carrier or local.carrier
+        self._put(replace(local, endpoint=endpoint, phase=phase, carrier=carrier, problem=problem))
 
     def _check(self, domain: Domain) -> str | None:
-        outside = self._outside(domain)
-        if outside is not None:
-            return outside
+        return self._outside(domain) or self._conflict(domain, elsewhere=not self._reachable())
+
+    def _conflict(self, domain: Domain, elsewhere: bool = False) -> str | None:
         for endpoint, _ in domain.endpoints:
             conflict = self.locals.conflict(endpoint)
-            if conflict is None and not self._reachable():
+            if conflict is None and elsewhere:
                 conflict = self._known_elsewhere(endpoint)
             if conflict is not None:
                 return f"{quote(endpoint.domain)}: {conflict}"
@@ -338,6 +371,8 @@ class Agent:
                 self._put(local)
 
     def _exempt_if_listed(self, domain: Domain) -> None:
+        if domain.tagged:
+            self._guard_again(domain.uuid)
         for nic in domain.nics:
             key = EndpointKey(domain.uuid, nic.mac or "")
             if key in self.exempt.listed and nic.target is not None and not domain.tagged:

@@ -12,6 +12,9 @@ RETRY = 2.0  # seconds until a refused claim is made again: its address may have
 GRACE = 5.0  # seconds a re-tagged endpoint keeps its old rights while the answer is awaited
 
 
+_ELSEWHERE = (Phase.INCOMING, Phase.KEPT)  # not, or not any more, this host's to claim
+
+
 @dataclass(slots=True)
 class _Asked:
     endpoints: dict[EndpointKey, Endpoint]
@@ -31,7 +34,7 @@ class Claims:
         found = []
         for local in self.locals:
             endpoint = local.endpoint
-            if local.phase is Phase.INCOMING or local.accepted == endpoint or pending.get(endpoint.key) == endpoint:
+            if local.phase in _ELSEWHERE or local.accepted == endpoint or pending.get(endpoint.key) == endpoint:
                 continue
             said, when = self._refused.get(endpoint.key, (None, 0.0))
             if said != endpoint or now - when >= RETRY:
@@ -68,4 +71,4 @@ class Claims:
 
 def reportable(locals_: Iterable[Local]) -> list[Endpoint]:
     """What this host claims as its own; an incoming guest is still its source's."""
-    return [local.endpoint for local in locals_ if local.phase is not Phase.INCOMING]
+    return [local.endpoint for local in locals_ if local.phase not in _ELSEWHERE]

@@ -25,7 +25,7 @@ from .dataplane.netlink import Overrun
 from .ear import Ear
 from .exempt import listed
 from .feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
-from .inbox import Inbox
+from .inbox import STATUS, Inbox, Request
 from .journal import Journal
 from .memory import Memory
 from .plan import Limits
@@ -109,7 +109,7 @@ class Daemon:
         for key, _ in ready:
             if isinstance(key.data, Inbox):
                 for request in key.data.ready(key, now):
-                    self.ear.operations.hook(request, now)
+                    self._asked(request, now)
             else:
                 key.data(now)
         if self.feed is not None:
@@ -119,6 +119,14 @@ class Daemon:
         if now - self._retried >= TICK:
             self._retried = now
             self._slow(now)
+
+    def _asked(self, request: Request, now: float) -> None:
+        if request.operation == STATUS:
+            self.agent.settle()
+            self._write_status()
+            request.answer(0)
+        else:
+            self.ear.operations.hook(request, now)
 
     def _slow(self, now: float) -> None:
         """What need not be done in every turn."""
@@ -197,7 +205,7 @@ class Daemon:
                     self.ear.stranger(link.ifindex)
             case kernel_says.LinkGone():
                 self.ear.link_gone(event.ifindex)
-                dirty.merge(settler.link_gone(event.ifindex))
+                self.agent.link_gone(event.ifindex)
             case kernel_says.RouteGone(route):
                 dirty.merge(settler.route_gone(route))
             case kernel_says.RouteSeen(route):

@@ -63,23 +63,25 @@ class Ear:
         operations = self.operations
         match event:
             case Seen():
-                if not operations.ended(event.domain.uuid, now):
-                    self.agent.seen(event.domain, event.migrating, now)
+                uuid = event.domain.uuid
+                if not operations.ended(uuid, now):
+                    self.agent.seen(event.domain, event.migrating or operations.left_lately(uuid, now), now)
             case BadTag():
                 self.agent.bad_tag(event.uuid, event.message)
             case Runs():
+                operations.came_back(event.uuid)
                 self.agent.runs(event.uuid, now)
                 if not self.agent.locals.of_domain(event.uuid):  # back from a migration that failed at the last step
                     self.watcher.refresh(event.driver, event.uuid)
             case Suspended():
                 if event.migrated:
+                    operations.left(event.uuid, now)
                     self.agent.migrated_away(event.uuid)
             case Stopped() | Gone():
                 if not operations.beginning(event.uuid, now):
                     self.agent.released(event.uuid)
             case Scanned():
-                began = event.began
-                self.agent.scanned(event.driver, event.uuids, lambda uuid: operations.began_after(uuid, began))
+                self.agent.scanned(event.driver, event.uuids, lambda uuid: operations.begins(uuid, event.began, now))
                 operations.forget(now)
                 self._drivers.add(event.driver)
                 self._after_scan()

@@ -13,7 +13,7 @@ from slash32.pack import WireError, pack_endpoint, unpack_endpoint, unpack_key
 from slash32.sync import Applied, Replica
 
 from .journal import Journal
-from .state import Carrier, Local, Locals, Phase
+from .state import Carrier, Local, Locals, Phase, without_carrier
 
 log = logging.getLogger("slash32.hostd")
 
@@ -116,12 +116,11 @@ def _pack_local(local: Local) -> list[Any]:
 
 def _unpack_local(raw: Any, same_boot: bool) -> Local:
     endpoint, driver, phase, carrier, accepted = raw
-    where = Carrier(*carrier) if carrier and same_boot else None
-    was = Phase(phase)
-    return Local(
+    local = Local(
         unpack_endpoint(endpoint),
         driver,
-        was if where or was is Phase.INCOMING else Phase.RESERVED,
-        where,
+        Phase(phase),
+        Carrier(*carrier) if carrier else None,
         unpack_endpoint(accepted) if accepted else None,
     )
+    return local if local.carrier and same_boot else without_carrier(local)

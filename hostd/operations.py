@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from slash32.tag import Domain, TagError, parse_domain
+from slash32.tag import Domain, TagError, parse_domain, uuid_of
 
 from .agent import Agent
 
@@ -15,7 +15,10 @@ log = logging.getLogger("slash32.hostd")
 
 LATE = 60.0  # seconds for which an event may lag behind a hook; the periodic scan heals what lasts longer
 
+AWAY = 5.0  # seconds for which what was read of a guest before its migration may come in after it
+
 _MAY_REFUSE = ("prepare", "start", "migrate")
+_ENDS = (("stopped", "end"), ("release", "end"))
 
 
 class Request(Protocol):
@@ -40,6 +43,7 @@ class Operations:
     rescan: Callable[[], None]
     _beginning: dict[str, float] = field(default_factory=dict)  # uuid -> when a start was announced
     _ended: dict[str, float] = field(default_factory=dict)
+    _left: dict[str, float] = field(default_factory=dict)  # handed over to the destination of a migration
 
     def hook(self, request: Request, now: float) -> None:
         if request.operation == "reconnect":
@@ -49,12 +53,21 @@ class Operations:
         try:
             domain = parse_domain(request.xml, request.driver, absent_ok=request.operation != "prepare")
         except TagError as error:
-            log.warning("%s", error)
-            refuse = request.operation in _MAY_REFUSE
-            request.answer(int(refuse), str(error) if refuse else "")
+            self._unreadable(request, error, now)
             return
         self._note(domain.uuid, request.operation, now)
         self._told(domain, request, now)
+
+    def _unreadable(self, request: Request, error: TagError, now: float) -> None:
+        """A tag that went wrong while the guest ran must not keep what is its own alive after its end."""
+        log.warning("%s", error)
+        uuid = uuid_of(request.xml)
+        if uuid and (request.operation, request.suboperation) in _ENDS:
+            self._note(uuid, request.operation, now)
+            (self.agent.released if request.operation == "release" else self.agent.stopped)(uuid)
+            self.agent.settle()
+        refuse = request.operation in _MAY_REFUSE
+        request.answer(int(refuse), str(error) if refuse else "")
 
     def _told(self, domain: Domain, request: Request, now: float) -> None:
         def answer(code: int, message: str) -> None:
@@ -84,20 +97,32 @@ class Operations:
             self._ended[uuid] = now
         else:
             self._ended.pop(uuid, None)
+            self._left.pop(uuid, None)
             self._beginning[uuid] = now
 
     def beginning(self, uuid: str, now: float) -> bool:
         """Its start was announced lately: events that call it gone may be of its former life."""
         return now - self._beginning.get(uuid, -LATE) < LATE
 
-    def began_after(self, uuid: str, when: float) -> bool:
-        return self._beginning.get(uuid, -LATE) >= when
+    def begins(self, uuid: str, scan: float, now: float) -> bool:
+        """Its start was announced after that scan began, or lately: between `prepare` and `started` libvirt's LXC
+        driver does not list it."""
+        return self._beginning.get(uuid, -LATE) >= scan or self.beginning(uuid, now)
 
     def ended(self, uuid: str, now: float) -> bool:
         """It ended lately: what shows it running may be of a moment before."""
         return now - self._ended.get(uuid, -LATE) < LATE
 
+    def left(self, uuid: str, now: float) -> None:
+        self._left[uuid] = now
+
+    def came_back(self, uuid: str) -> None:
+        self._left.pop(uuid, None)
+
+    def left_lately(self, uuid: str, now: float) -> bool:
+        return now - self._left.get(uuid, -LATE) < AWAY
+
     def forget(self, now: float) -> None:
-        for notes in (self._beginning, self._ended):
+        for notes in (self._beginning, self._ended, self._left):
             for uuid in [u for u, when in notes.items() if now - when >= LATE]:
                 del notes[uuid]

@@ -14,7 +14,9 @@ from slash32.net import Address, Prefix, format_address
 class Phase(enum.Enum):
     RESERVED = "reserved"  # prepare: claimed, no tap yet
     INCOMING = "incoming"  # destination of a live migration: ACL yes, route and claim not before the guest runs here
+    ARRIVED = "arrived"  # it runs here since a moment ago: claimed, and filtered as before until that is answered
     LIVE = "live"
+    KEPT = "kept"  # it ended while no dispatcher could be told: what it was granted is still its own
 
 
 class Carrier(NamedTuple):
@@ -41,7 +43,7 @@ class Local:
 
         An incoming guest runs elsewhere, where it was granted; its address comes here with the claim.
         """
-        if self.phase is Phase.INCOMING:
+        if self.phase in (Phase.INCOMING, Phase.ARRIVED):
             return self.endpoint
         return self.accepted if self.phase is Phase.LIVE else None
 
@@ -70,7 +72,7 @@ class Locals:
     def conflict(self, endpoint: Endpoint) -> str | None:
         """One line if another endpoint of this host has one of the addresses or prefixes; None if not."""
         for other in self:
-            if other.endpoint.key == endpoint.key:
+            if other.endpoint.key == endpoint.key or other.phase is Phase.KEPT:
                 continue
             taken = _overlap(endpoint, other.endpoint)
             if taken is not None:
@@ -81,7 +83,7 @@ class Locals:
         """After a start: a carrier that is not there any more (name and ifindex) carries nothing."""
         for local in list(self):
             if local.carrier is not None and not exists(*local.carrier):
-                self.put(replace(local, carrier=None, phase=Phase.RESERVED))
+                self.put(without_carrier(local))
 
     def carried_by(self, ifindex: int) -> Local | None:
         return next((x for x in self if x.carrier is not None and x.carrier.ifindex == ifindex), None)
@@ -92,11 +94,20 @@ def tagged_again(local: Local, endpoint: Endpoint, carrier: Carrier | None) -> L
     return replace(local, endpoint=endpoint, carrier=carrier or local.carrier)
 
 
+def without_carrier(local: Local) -> Local:
+    """Its link is gone. One that is still on its way here is not claimed by that."""
+    phase = local.phase if local.phase in (Phase.INCOMING, Phase.KEPT) else Phase.RESERVED
+    return replace(local, carrier=None, phase=phase)
+
+
 def isolate_ungranted(locals_: Iterable[Local]) -> Iterator[Local]:
-    """Without a dispatcher a re-tagged endpoint may not go on with the rights of its old tag."""
+    """Without a dispatcher a re-tagged endpoint may not go on with the rights of its old tag, nor one that has just
+    come with those it had elsewhere."""
     for local in locals_:
-        if local.phase is Phase.LIVE and local.accepted not in (None, local.endpoint):
-            yield replace(local, accepted=None, problem="re-tagged while no dispatcher answers: isolated until it does")
+        came = local.phase is Phase.ARRIVED
+        if came or (local.phase is Phase.LIVE and local.accepted not in (None, local.endpoint)):
+            why = f"{'arrived' if came else 're-tagged'} while no dispatcher answers: isolated until it does"
+            yield replace(local, phase=Phase.LIVE, accepted=None, problem=why)
 
 
 def _overlap(one: Endpoint, two: Endpoint) -> str | None:

@@ -85,6 +85,15 @@ def parse_domain(xml: bytes, driver: str, *, absent_ok: bool = False) -> Domain:
     return Domain(uuid, name, driver, nics, True, endpoints, tuple(reader.absent))
 
 
+def uuid_of(xml: bytes) -> str:
+    """Of a domain whose tag may be wrong; "" where there is none."""
+    try:
+        uuid = (_root(xml).findtext("uuid") or "").strip().lower()
+    except TagError:
+        return ""
+    return uuid if _UUID.fullmatch(uuid) else ""
+
+
 def outside_guard(domain: Domain, prefixes: tuple[str, ...]) -> list[Nic]:
     """NICs of a tagged domain whose own <target dev> the guard does not match: such a guest would escape it."""
     if not domain.tagged:
