@@ -77,7 +77,7 @@ def _diff(config: Config, _: argparse.Namespace) -> int:
 def _status(config: Config, arguments: argparse.Namespace) -> int:
     from .report import show
 
-    return show(config.run_dir / "hostd.status", arguments.output)
+    return show(config.run_dir, arguments.output)
 
 
 def _key(config: Config, _: argparse.Namespace) -> int:

@@ -128,6 +128,14 @@ class Daemon:
         else:
             self.ear.operations.hook(request, now)
 
+    def _asked(self, request: Request, now: float) -> None:
+        if request.operation == STATUS:
+            self.agent.settle()
+            self._write_status()
+            request.answer(0)
+        else:
+            self.ear.operations.hook(request, now)
+
     def _slow(self, now: float) -> None:
         """What need not be done in every turn."""
         self.inbox.expire(now)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 VERSION = "1"
+STATUS = "status"  # no hook's operation: `slash32-hostd status` asks for the file to be written now
 MAX_BYTES = 16 << 20  # of one request
 MAX_CONNECTIONS = 64
 PATIENCE = 12.0  # seconds for reading and answering; the hook itself gives up after 10

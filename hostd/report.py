@@ -1,20 +1,37 @@
-# Owns: `slash32-hostd status` as people and programs read it. Touches: the status file that the daemon writes.
+# Owns: `slash32-hostd status` as people and programs read it. Touches: the status file that the daemon writes, and the
+# daemon's socket, to have it written now.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from .inbox import STATUS, VERSION
 
-def show(path: Path, output: str) -> int:
+PATIENCE = 3.0  # seconds for a running daemon to answer
+LAST_WORD = "the kernel stays as it is, new guests are isolated; what follows is the daemon's last word"
+STATES = {
+    "running": "running",
+    "stopped": f"NOT RUNNING: {LAST_WORD}",
+    "silent": f"NOT ANSWERING: {LAST_WORD}",
+}
+SEE = "see systemctl status slash32-hostd"
+
+
+def show(folder: Path, output: str) -> int:
     """1 where there is no daemon, or where something is wrong with what it reports."""
     try:
-        said: dict[str, Any] = json.loads(path.read_text())
+        state = _ask(folder / "hook.sock")
+        said: dict[str, Any] = json.loads((folder / "hostd.status").read_text())
     except FileNotFoundError:
-        print("slash32-hostd: no status: the daemon has not run; `systemctl status slash32-hostd`", file=sys.stderr)
-        return 1
-    said["running"] = _runs(said["pid"])
+        return _nothing(f"no status: the daemon has not run since this host was booted; {SEE}")
+    except PermissionError:
+        return _nothing("permission denied; run this as root")
+    except ValueError:
+        return _nothing(f"{folder / 'hostd.status'}: not what the daemon writes; restart slash32-hostd")
+    said |= {"state": state, "running": state == "running"}
     if output == "json":
         print(json.dumps(said, indent=2, sort_keys=True))
     elif output == "yaml":
@@ -27,13 +44,29 @@ def show(path: Path, output: str) -> int:
     return 0 if said["running"] and not said["failures"] and not said["held"] else 1
 
 
-def _runs(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def _nothing(why: str) -> int:
+    print(f"slash32-hostd: {why}", file=sys.stderr)
+    return 1
+
+
+def _ask(path: Path) -> str:
+    """The daemon brings its file up to date before it answers; one of STATES."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        try:
+            connection.connect(str(path))
+            connection.sendall("\1".join([VERSION, "hostd", "-", STATUS, "now"]).encode() + b"\0")
+            connection.shutdown(socket.SHUT_WR)
+            return "running" if connection.recv(1) else "silent"
+        except TimeoutError:
+            return "silent"
+        except (FileNotFoundError, ConnectionError):
+            return "stopped"
 
 
 def _lines(said: dict[str, Any], wide: bool) -> list[str]:
     head = [
-        f"host {said['host']}: {'running' if said['running'] else 'NOT RUNNING: what follows is its last word'}",
+        f"host {said['host']}: {STATES[said['state']]}",
         f"dispatcher: {said['dispatcher'] or 'none configured'}"
         + (f", in sync at revision {said['revision']}" if said["in_sync"] else f", last revision {said['revision']}"),
     ]
