@@ -63,7 +63,7 @@ class Site:
         self._remember()
         self.config = directory / "hostd.toml"
         self.config.write_text(
-            f'host = "h1"\ndispatcher = "tcp://127.0.0.1:9"\ndispatcher_key = "{"x" * 40}"\ntable_owner = "no"\n'
+            f'host = "h1"\ndispatcher = "tcp://127.0.0.1:9"\ndispatcher_key = "{"x" * 40}"\n'
             f'libvirt = ["test:///default"]\nstate_dir = "{self.state}"\nrun_dir = "{self.run}"\n'
         )
         self.bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

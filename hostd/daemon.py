@@ -48,7 +48,8 @@ class Daemon:
         self.monitor = Monitor(kernel.rtnl.port, kernel.table.port)
         self.memory = Memory(Journal(config.state_dir / "hostd.state"), boot_id())
         self.memory.recall()
-        self.memory.locals.verify(self._carrier_exists)
+        links = kernel.rtnl.links()
+        self.memory.locals.verify(lambda tap, ifindex: ifindex in links and links[ifindex].name == tap)
         calc = Calculation.build(config.host, world_of(self.memory.replica), self.memory.locals)
         knows = bool(self.memory.replica.epoch)
         limits = Limits(config.group_base, prune=knows, scanned=False)
@@ -119,14 +120,6 @@ class Daemon:
         if now - self._retried >= TICK:
             self._retried = now
             self._slow(now)
-
-    def _asked(self, request: Request, now: float) -> None:
-        if request.operation == STATUS:
-            self.agent.settle()
-            self._write_status()
-            request.answer(0)
-        else:
-            self.ear.operations.hook(request, now)
 
     def _asked(self, request: Request, now: float) -> None:
         if request.operation == STATUS:
@@ -227,8 +220,10 @@ class Daemon:
             case kernel_says.AddressGone(address):
                 dirty.merge(settler.gateway_gone(address.ifindex))
             case kernel_says.NetconfChanged(ifindex):
-                dirty.merge(settler.sysctls_changed(ifindex))
-                self.machine.keep()
+                if ifindex in settler.calc.desired.taps:
+                    dirty.merge(settler.sysctls_changed(ifindex))
+                else:
+                    self.machine.keep()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -239,10 +234,6 @@ class Daemon:
         keys = config.state_dir / "hostd.key"
         where = FeedConfig(config.dispatcher, config.dispatcher_key, keys, config.addresses)
         return Feed(where, self.memory.replica)
-
-    def _carrier_exists(self, tap: str, ifindex: int) -> bool:
-        link = self.machine.kernel.link(ifindex)
-        return link is not None and link.name == tap
 
     def _write_status(self) -> None:
         now = status.signature(self.agent, self.memory.trouble)

@@ -116,11 +116,12 @@ def _pack_local(local: Local) -> list[Any]:
 
 def _unpack_local(raw: Any, same_boot: bool) -> Local:
     endpoint, driver, phase, carrier, accepted = raw
+    tagged = unpack_endpoint(endpoint)
     local = Local(
-        unpack_endpoint(endpoint),
+        tagged,
         driver,
         Phase(phase),
         Carrier(*carrier) if carrier else None,
-        unpack_endpoint(accepted) if accepted else None,
+        tagged if accepted == endpoint else unpack_endpoint(accepted) if accepted else None,
     )
     return local if local.carrier and same_boot else without_carrier(local)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import Config
 from . import sysctl, uplink
 from .kernel import Kernel
-from .nft.table import supports_owner_persist
+from .nft.table import is_owned, supports_owner_persist
 from .uplink import Forwarding
 
 _OWNED_TABLE = b"table inet slash32-probe { flags owner,persist; }\n"
@@ -21,7 +21,7 @@ class Machine:
         self.before = self._forwarding_before()
         new = tuple(version for version, did in ((4, self.before.v4), (6, self.before.v6)) if not did)
         guard = config.guard(drop_transit=new)
-        self.owned = {"yes": True, "no": False}.get(config.table_owner, may_own())
+        self.owned = self._own()
         self.kernel = Kernel(guard, self.owned)
 
     def prepare(self) -> None:
@@ -31,9 +31,18 @@ class Machine:
 
     def keep(self) -> None:
         """Forwarding and its limits as they should be; writes what differs."""
-        links = self.kernel.rtnl.links()
-        uplink.switch_on(uplink.uplinks(links, self.kernel.guard), self.before)
+        uplink.switch_on(self._uplinks(), self.before)
         sysctl.write_all(sysctl.host_sysctls())
+
+    def _uplinks(self) -> Iterator[str]:
+        """Looked for where somebody asks: there may be thousands of taps beside them."""
+        yield from uplink.uplinks(self.kernel.rtnl.links(), self.kernel.guard)
+
+    def _own(self) -> bool:
+        if self.config.table_owner != "auto":
+            return self.config.table_owner == "yes"
+        present = is_owned()  # since the guard was put up at boot: what the kernel and nft can has been asked then
+        return may_own() if present is None else present
 
     def _forwarding_before(self) -> Forwarding:
         """How the host forwarded before slash32, written down when it first runs: afterwards nothing tells it."""
@@ -62,6 +71,8 @@ def may_own() -> bool:
     """
     if not supports_owner_persist():
         return False
+    import subprocess  # once a boot
+
     try:
         done = subprocess.run(
             ["nft", "-c", "-f", "-"], input=_OWNED_TABLE, capture_output=True, timeout=10, check=False

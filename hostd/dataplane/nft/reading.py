@@ -74,16 +74,29 @@ def consistent(socket: NetlinkSocket) -> Iterator[int]:
     raise OSError(errno.EINTR, f"nf_tables kept changing through {_ATTEMPTS} attempts to read it")
 
 
-def dump(socket: NetlinkSocket, family: int) -> Dump | None:
-    """None: there is no such table."""
-    head = k.nfgen(family) + text(1, TABLE)
+def table_of(socket: NetlinkSocket, family: int) -> dict[int, bytes] | None:
+    """Its attributes, or None: there is no such table."""
     try:
-        (reply,) = socket.ask(k.SUBSYSTEM | k.GETTABLE, head)
+        (reply,) = socket.ask(k.SUBSYSTEM | k.GETTABLE, k.nfgen(family) + text(1, TABLE))
     except KernelRefused as refused:
         if refused.errno == errno.ENOENT:
             return None
         raise
-    table = attribute_map(reply.body, 4)
+    return attribute_map(reply.body, 4)
+
+
+def persists(socket: NetlinkSocket) -> bool | None:
+    """Whether our table is of the kind that outlives its owner; None: there is none."""
+    table = table_of(socket, k.INET)
+    return None if table is None else bool(_number(table.get(2, b"")) & k.TABLE_PERSIST)
+
+
+def dump(socket: NetlinkSocket, family: int) -> Dump | None:
+    """None: there is no such table."""
+    table = table_of(socket, family)
+    if table is None:
+        return None
+    head = k.nfgen(family) + text(1, TABLE)
     return Dump(
         flags=_number(table.get(2, b"")),
         owner=_number(table.get(7, b"")),

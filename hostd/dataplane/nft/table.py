@@ -34,6 +34,15 @@ def supports_owner_persist() -> bool:
     return False
 
 
+def is_owned() -> bool | None:
+    """Of which kind our tables are; None: there are none yet."""
+    socket = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        return reading.persists(socket)
+    finally:
+        socket.close()
+
+
 class NftTable:
     """The table `slash32` of the families inet and arp."""
 
