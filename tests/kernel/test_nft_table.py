@@ -110,7 +110,7 @@ def test_load_heals_a_flush(table: NftTable) -> None:
         "flush chain inet slash32 guest-from",
         "flush chain inet slash32 input\ndelete chain inet slash32 input",
         "insert rule inet slash32 forward-from accept",
-        "add rule inet slash32 stray4 accept",
+        "add rule inet slash32 guest-source accept",
         "flush chain inet slash32 input\ndelete chain inet slash32 input\n"
         "add chain inet slash32 input { type filter hook input priority 7; }",
         "add chain inet slash32 input { type filter hook input priority filter - 10; policy drop; }",

@@ -169,7 +169,8 @@ def test_a_tap_that_nobody_knows_is_closed(site: Site, near: Guest) -> None:
             site.h1.sh("echo 1 > /proc/sys/net/ipv6/conf/vnet99/forwarding")
             for frame in frames(marker):
                 send(frame)
-            site.h1.sh("nft insert rule inet slash32 forward-from iifname vnet99 accept")
+            for chain in ("prerouting", "forward-from"):
+                site.h1.sh(f"nft insert rule inet slash32 {chain} iifname vnet99 accept")
             for frame in frames(bare):
                 send(frame)
         site.h1.sh(f"echo {old} > /proc/sys/net/ipv4/conf/all/rp_filter")
@@ -373,7 +374,7 @@ def test_a_bad_policy_changes_nothing(site: Site, near: Guest, far: Guest, bad: 
 def foreign_owner(node: Node) -> Iterator[None]:
     """Another program takes `table inet slash32`, as it is, for its own: the kernel refuses hostd any change of it."""
     listed = node.sh("nft list table inet slash32")
-    listed = re.sub(r"(?s)(set conns \{.*?)\t\telements = \{.*?\}\n", r"\1", listed)
+    listed = re.sub(r"(?s)(set (?:conns|asks) \{[^}]*?)\t\telements = \{.*?\}\n", r"\1", listed)
     whole = listed.replace("table inet slash32 {", "table inet slash32 { flags owner;", 1)
     node.write("/root/owned.nft", f"delete table inet slash32\n{whole}")
     process = node.popen(["nft", "-i"], stdin=subprocess.PIPE)

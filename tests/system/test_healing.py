@@ -134,7 +134,7 @@ class Scene:
 
     def snapshot(self) -> list[str]:
         text = self.node.sh(SNAPSHOT.replace("TAPS", f"{self.a.tap} {self.b.tap}"), check=False)
-        text = re.sub(r"set conns \{.*?\}", "", text, flags=re.S)
+        text = re.sub(r"set (conns|asks) \{.*?\n\t\}", "", text, flags=re.S)
         for number, chain in re.findall(r"(\d+) : jump (from-\w+)", text):  # a class may come back as another group
             text = re.sub(rf"\b{number}\b", chain, text)
         text = re.sub(r"\{([^{}]*)\}", lambda found: ",".join(sorted(found[1].replace("\n", "").split(","))), text)

@@ -194,7 +194,7 @@ def test_nothing_admitted_is_nothing_written() -> None:
 
 def test_guard_shows_in_the_text() -> None:
     text = render(Guard(prefixes=("tap", "vnet"), conn_limit=99, drop_transit=(4, 6)))
-    assert text.count('iifname "tap*" drop') == 3
+    assert text.count('iifname "tap*" drop') == 4
     assert "ct count over 99" in text
     assert "did not forward before" in text
     assert "did not forward before" not in render(Guard())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from ..netlink import attr, be32, nest, text
+from ..netlink import attr, be32, be64, nest, text, u8
 
 INET = 1
 ARP = 3
@@ -34,6 +34,7 @@ VERDICT_TYPE = 0xFFFFFF00
 # meta keys
 LEN, IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, NFPROTO, L4PROTO = 0, 4, 5, 6, 7, 8, 15, 16
 IIFGROUP, OIFGROUP, IIFKIND, OIFKIND = 21, 22, 26, 27
+CT_SRC_IP, CT_SRC_IP6 = 19, 21
 # payload bases
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 # comparisons
@@ -86,6 +87,12 @@ def ct_state() -> bytes:
     return expression("ct", be32(1, 1), be32(2, 0))
 
 
+def flow_source(version: int, reply: bool, register: int) -> bytes:
+    """The source address of a flow's first packet, or of the first answer to it."""
+    key = CT_SRC_IP if version == 4 else CT_SRC_IP6
+    return expression("ct", be32(1, register), be32(2, key), u8(3, reply))
+
+
 def lookup(name: str, negate: bool = False, identity: int = 0) -> bytes:
     """`identity` names an anonymous set within its transaction."""
     parts = [text(1, name), be32(2, 1)]
@@ -103,6 +110,12 @@ def verdict_map(name: str) -> bytes:
 def count_connections(name: str, limit: int) -> bytes:
     """True for a key that has more than `limit` conntrack entries; adds the key to the dynamic set `name`."""
     over = nest(7, text(1, "connlimit"), nest(2, be32(1, limit), be32(2, 1)))
+    return expression("dynset", text(1, name), be32(3, 0), be32(4, 1), over)
+
+
+def limit_rate(name: str, rate: int, burst: int) -> bytes:
+    """True for a key that comes more than `rate` times a second; adds the key to the dynamic set `name`."""
+    over = nest(7, text(1, "limit"), nest(2, be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 1)))
     return expression("dynset", text(1, name), be32(3, 0), be32(4, 1), over)
 
 

@@ -1,6 +1,7 @@
 # Owns: what stands in the kernel before and without any endpoint: two tables, their sets, base chains and rules.
-# Data only. The order of the rules is for the packet of an established flow, which is most of them: guest-from
-# costs it the known-group test, one source lookup and the conntrack state; guest-to the last of these only.
+# Data only. Whose a packet is, is asked before anything else looks at it: reassembly and conntrack would believe it.
+# The order of the rules is for the packet of an established flow, which is most of them: from a guest it costs two
+# known-group tests, one source lookup and the conntrack state; to a guest one test and the state.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ FAMILIES = {k.INET: "inet", k.ARP: "arp"}
 _ENDPOINTS = 65536  # elements; the kernel's memory for an empty set of this size is 1 MiB
 _CLASSES = 16384
 _EXEMPT = 4096
+_FIRST = -450  # before reassembly (-400), which keys by addresses only, and before conntrack (-200)
+_ASKS = 20, 100  # questions (ND, DHCP, ARP for others) a second and at once: each may cost the host a table entry
 
 
 class Field(NamedTuple):
@@ -82,7 +85,8 @@ class Base(NamedTuple):
     priority: int
 
     def __str__(self) -> str:
-        return f"type filter hook {self.hook} priority filter - {-self.priority}; policy accept;"
+        where = f"filter - {-self.priority}" if self.priority > _FIRST else str(self.priority)
+        return f"type filter hook {self.hook} priority {where}; policy accept;"
 
 
 class Chain(NamedTuple):
@@ -98,7 +102,8 @@ class Skeleton(NamedTuple):
 FROM, TO = "class-from", "class-to"
 SOURCE = {4: "source4", 6: "source6"}
 BEHIND = {4: "behind4", 6: "behind6"}
-MACS, CONNS, SENDERS, SENDERS_BEHIND, EXEMPT = "macs", "conns", "senders", "senders-behind", "exempt"
+MACS, SENDERS, SENDERS_BEHIND, EXEMPT = "macs", "senders", "senders-behind", "exempt"
+CONNS, ASKS = "conns", "asks"  # of these the kernel itself writes the elements
 
 _SETS = {
     FROM: SetShape((GROUP,), _CLASSES, verdicts=True),
@@ -109,11 +114,13 @@ _SETS = {
     "behind6": SetShape((IFACE, IP6, MAC), interval=True),
     MACS: SetShape((IFACE, MAC), _ENDPOINTS),
     CONNS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
+    ASKS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
     EXEMPT: SetShape((IFACE,), _EXEMPT),  # untagged guests that ran at the first install
 }
 _ARP_SETS = {
     SENDERS: SetShape((IFACE, IP4, MAC, MAC), _ENDPOINTS),
     SENDERS_BEHIND: SetShape((IFACE, IP4, MAC, MAC), interval=True),
+    ASKS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
     EXEMPT: SetShape((IFACE,), _EXEMPT),
 }
 
@@ -129,36 +136,53 @@ def _transit(guard: Guard) -> list[Statement]:
     """Neither side is guarded here or is a bridge: two NICs between which this host never forwarded."""
     if not guard.drop_transit:
         return []
+    what = Draft() if len(guard.drop_transit) == 2 else Draft().family(*guard.drop_transit)
     return [
         Draft().group(False, guard.group_base, GROUP_MASK).accept().done(),
         *(Draft().name(False, p).accept().done() for p in guard.prefixes),
         Draft().bridge(True).accept().done(),
         Draft().bridge(False).accept().done(),
-        Draft().drop().done("the host did not forward before slash32"),
+        what.drop().done("the host did not forward before slash32"),
     ]
 
 
-def _strays(version: int) -> Chain:
-    admitted = Draft().guest_source(version, BEHIND[version], interval=True).give_back().done()
-    return Chain((admitted, Draft().drop().done("source address or MAC is not the guest's")))
+_NOWHERE4, _NOWHERE6 = Prefix(bytes(4), 32), Prefix(bytes(16), 128)
+_LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
+_UNNUMBERED = (_NOWHERE4, _NOWHERE6, _LINK_LOCAL)  # sources of a guest that asks for or finds out its address
 
 
-def _own_source() -> list[Statement]:
+def _guest_source() -> list[Statement]:
+    """Every packet of a guest, fragments one by one. What has no Ethernet header is none of a guest's."""
     return [
-        Draft().guest_source(4, SOURCE[4], negate=True).jump("stray4").done(),
-        Draft().guest_source(6, SOURCE[6], negate=True).jump("stray6").done(),
+        Draft().guest_source(4, SOURCE[4]).accept().done(),
+        Draft().guest_source(6, SOURCE[6]).accept().done(),
+        Draft().guest_source(4, BEHIND[4], interval=True).accept().done(),
+        Draft().guest_source(6, BEHIND[6], interval=True).accept().done(),
+        Draft().guest_mac(MACS).jump("unnumbered").done(),
+        Draft().drop().done("source address or MAC is not the guest's"),
     ]
+
+
+def _about() -> list[Statement]:
+    """Errors, and what helpers expect: of flows that the guest itself is an end of."""
+    found = [
+        Draft().guest_flow(version, end, name, interval=name in BEHIND.values()).accept().done()
+        for version in (4, 6)
+        for name in (SOURCE[version], BEHIND[version])
+        for end in ("original", "reply")
+    ]
+    return [*found, Draft().drop().done("about a flow that is not the guest's")]
 
 
 def _guest_from(guard: Guard) -> list[Statement]:
     return [
-        *_own_source(),
         Draft().ct("established").accept().done(),
+        Draft().to_loopback().drop().done("nothing is forwarded to lo"),
         Draft().icmp(4, 5).drop().done("no redirects from a guest"),
         Draft().icmp6_types([134, 137]).drop().done("no router advertisements, no redirects"),
         Draft().udp(67, 68).drop().done("no DHCP server"),
         Draft().udp(547, 546).drop().done("no DHCPv6 server"),
-        Draft().ct("related").accept().done(),
+        Draft().ct("related").jump("about").done(),
         Draft().ct("invalid").drop().done(),
         Draft().not_syn().drop().done("a TCP flow begins with SYN"),
         Draft().too_many_connections(CONNS, guard.conn_limit).drop().done(),
@@ -177,27 +201,33 @@ def _guest_to() -> list[Statement]:
     ]
 
 
-def _neighbour() -> list[Statement]:
-    unspecified, link_local = bytes(16), b"\xfe\x80" + bytes(14)
+def _asks() -> list[Statement]:
     return [
-        Draft().in_prefix(True, Prefix(unspecified, 128)).accept().done(),
-        Draft().in_prefix(True, Prefix(link_local, 10)).accept().done(),
-        Draft().guest_source(6, SOURCE[6]).accept().done(),
+        Draft().too_often(ASKS, *_ASKS).drop().done("asks too often"),
+        Draft().accept().done(),
+    ]
+
+
+def _neighbour() -> list[Statement]:
+    return [
+        Draft().in_prefix(True, _NOWHERE6).jump("asks").done(),
+        Draft().in_prefix(True, _LINK_LOCAL).jump("asks").done(),
+        Draft().guest_source(6, SOURCE[6]).jump("asks").done(),
     ]
 
 
 def _guest_input() -> list[Statement]:
-    link_local = Prefix(b"\xfe\x80" + bytes(14), 10)
     return [
         Draft().udp_to([4789, 6081, 8472]).drop().done("no tunnels to the host"),
         Draft().protocols([4, 41, 47]).drop().done("no tunnels to the host"),
         Draft().icmp6_types([133, 135, 136]).hop_limit(255).guest_mac(MACS).jump("neighbour").done(),
-        Draft().udp(68, 67).in_prefix(True, Prefix(bytes(4), 32)).guest_mac(MACS).accept().done(),
-        Draft().udp(68, 67).guest_source(4, SOURCE[4]).accept().done(),
-        Draft().udp(546, 547).in_prefix(True, link_local).guest_mac(MACS).accept().done(),
-        *_own_source(),
+        Draft().udp(68, 67).in_prefix(True, _NOWHERE4).guest_mac(MACS).jump("asks").done(),
+        Draft().udp(68, 67).guest_source(4, SOURCE[4]).jump("asks").done(),
+        Draft().udp(546, 547).in_prefix(True, _LINK_LOCAL).guest_mac(MACS).jump("asks").done(),
+        *(Draft().in_prefix(True, source).drop().done() for source in _UNNUMBERED),
         Draft().icmp(4, 5).drop().done("no redirects from a guest"),
-        Draft().ct("established", "related").accept().done(),
+        Draft().ct("established").accept().done(),
+        Draft().ct("related").jump("about").done(),
         Draft().drop().done(),
     ]
 
@@ -213,16 +243,20 @@ def _guest_output() -> list[Statement]:
 
 def inet(guard: Guard) -> Skeleton:
     chains = {
-        "stray4": _strays(4),
-        "stray6": _strays(6),
+        "unnumbered": Chain(tuple(Draft().in_prefix(True, source).accept().done() for source in _UNNUMBERED)),
+        "guest-source": Chain(tuple(_guest_source())),
+        "about": Chain(tuple(_about())),
+        "asks": Chain(tuple(_asks())),
         "neighbour": Chain(tuple(_neighbour())),
         "guest-from": Chain(tuple(_guest_from(guard))),
         "guest-to": Chain(tuple(_guest_to())),
         "guest-input": Chain(tuple(_guest_input())),
         "guest-output": Chain(tuple(_guest_output())),
+        "prerouting": Chain(tuple(_guarded(guard, True, "guest-source")), Base("prerouting", 0, _FIRST)),
         # Two stages: `accept` by the sender's egress policy ends the first only, the receiver's policy is still asked.
         "forward-from": Chain(
-            (*_guarded(guard, True, "guest-from"), *_transit(guard)), Base("forward", 2, -10)
+            (*_guarded(guard, True, "guest-from"), Draft().to_loopback().drop().done(), *_transit(guard)),
+            Base("forward", 2, -10),
         ),
         "forward-to": Chain(tuple(_guarded(guard, False, "guest-to")), Base("forward", 2, -9)),
         "input": Chain(tuple(_guarded(guard, True, "guest-input")), Base("input", 1, -10)),
@@ -234,10 +268,11 @@ def inet(guard: Guard) -> Skeleton:
 def arp(guard: Guard) -> Skeleton:
     asked = (
         Draft().arp_question_or_answer().arp_sender(SENDERS).accept().done(),
-        Draft().arp_question_or_answer().arp_sender(SENDERS_BEHIND, interval=True).accept().done(),
+        Draft().arp_question_or_answer().arp_sender(SENDERS_BEHIND, interval=True).jump("asks").done(),
         Draft().drop().done("not the guest's own address and MAC"),
     )
     chains = {
+        "asks": Chain(tuple(_asks())),
         "guest-input": Chain(asked),
         "guest-output": Chain((Draft().accept().done(),)),
         "input": Chain(tuple(_guarded(guard, True, "guest-input")), Base("input", 0, -10)),

@@ -235,6 +235,9 @@ class Draft:
         load = k.meta(key) + k.masked(host(mask))
         return self._add(f"{word} & {mask:#x} == {base:#x}", load, k.compare(host(base)))
 
+    def to_loopback(self) -> Draft:
+        return self._add('oif "lo"', k.meta(k.OIF), k.compare(host(1)))
+
     def bridge(self, incoming: bool) -> Draft:
         key, word = (k.IIFKIND, "iifkind") if incoming else (k.OIFKIND, "oifkind")
         return self._add(f'meta {word} "bridge"', k.meta(key), k.compare(b"bridge".ljust(16, b"\0")))
@@ -247,6 +250,14 @@ class Draft:
         load += _address(version, True, register=9) + k.payload(k.LINK, 6, 6, 10 if version == 4 else 13)
         sign = "!= " if negate else ""
         return self._add(f"iif . {IP[version]} saddr . ether saddr {sign}@{name}", load, k.lookup(name, negate))
+
+    def guest_flow(self, version: int, end: str, name: str, interval: bool = False) -> Draft:
+        """iif . an end of the flow that this packet is about . source MAC is in the set. `end`: who began it, or who
+        answers it, both by their own addresses, whatever is translated in between."""
+        self._need_ether()
+        load = k.meta(k.IIF) + (k.to_network_order() if interval else b"")
+        load += k.flow_source(version, end == "reply", 9) + k.payload(k.LINK, 6, 6, 10 if version == 4 else 13)
+        return self._add(f"iif . ct {end} {IP[version]} saddr . ether saddr @{name}", load, k.lookup(name))
 
     def guest_mac(self, name: str) -> Draft:
         self._need_ether()
@@ -272,6 +283,11 @@ class Draft:
     def too_many_connections(self, name: str, limit: int) -> Draft:
         words = f"add @{name} {{ iif ct count over {limit} }}"
         return self._add(words, k.meta(k.IIF), k.count_connections(name, limit))
+
+    def too_often(self, name: str, rate: int, burst: int) -> Draft:
+        """Per second and interface."""
+        words = f"add @{name} {{ iif limit rate over {rate}/second burst {burst} packets }}"
+        return self._add(words, k.meta(k.IIF), k.limit_rate(name, rate, burst))
 
     # -- verdicts
 
