@@ -19,6 +19,7 @@ from .state import Carrier
 
 _GUARD = "guard"
 RETRY = 2.0  # seconds until what the kernel refused is tried again
+REREAD = 15  # of so many vain retries, one looks first: what is believed to be in the kernel may be wrong
 
 
 class Refused(NamedTuple):
@@ -61,6 +62,7 @@ class Settler:
     refused: dict[str, Refused] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     retried: float = 0.0
+    vain: int = 0  # retries in a row after which something was still refused
     contested: set[Prefix] = field(default_factory=set)  # taken from us and taken back, lately
     down: set[int] = field(default_factory=set)  # links that were seen down, by ifindex
 
@@ -94,7 +96,7 @@ class Settler:
         except (Slash32Error, OSError) as error:
             self.refused[_GUARD] = Refused(_GUARD, str(error), Dirty())
             return self.failures()
-        self.refused.pop(_GUARD, None)
+        self.refused.clear()  # what still differs is planned, and refused, anew
         dirty = everything(self.calc.desired, self.actual)
         for name in set(dirty.sets) & self.actual.sets.keys():
             if self.calc.desired.sets.get(name) not in (None, self.actual.sets[name]):
@@ -111,12 +113,15 @@ class Settler:
     def retry(self, now: float) -> list[Failure]:
         """Try again what the kernel refused."""
         self.retried = now
-        if _GUARD in self.refused:
-            return self.resync()
-        dirty = Dirty()
-        for refusal in self.refused.values():
-            dirty.merge(refusal.scope)
-        return self.settle(dirty)
+        if _GUARD in self.refused or self.vain % REREAD == 1:
+            failures = self.resync()
+        else:
+            dirty = Dirty()
+            for refusal in self.refused.values():
+                dirty.merge(refusal.scope)
+            failures = self.settle(dirty)
+        self.vain = self.vain + 1 if failures else 0
+        return failures
 
     def pending(self) -> Plan:
         """What a resync would do, without doing it (`slash32-hostd diff`)."""

@@ -2,10 +2,10 @@
 # done. Touches: nf_tables, rtnetlink and /proc/sys through its parts (nft/, rtnl/, sysctl.py).
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from ..desired import Actual, Admitted, ClassChains, Dirty
-from ..forwarding import Failure, Link, Operation, Replace, Route, SetGroup
+from ..forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress
 from ..plan import (
     AddMembers,
     AddSet,
@@ -132,12 +132,13 @@ class Kernel:
         refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
         unready = {op.ifindex for op in todo.filter if isinstance(op, Admit) and not _admitted(op, actual)}
         refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
-        unready |= {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
+        unset = {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
+        unready |= unset
         opening: list[Operation] = []
         for op in todo.open:
             if isinstance(op, SetGroup) and (op.ifindex in unready or op.group not in actual.classes):
                 refused.append(self._not_opened(op.ifindex, refused))
-            elif not isinstance(op, PutSysctls):
+            elif not isinstance(op, PutSysctls) and not _is_gateway(op, unset):
                 opening.append(op)
         refused += self._links(opening, actual)
         unused, kept = _collectable(todo.collect, actual)
@@ -236,6 +237,11 @@ def _unused(ifindex: int, actual: Actual) -> bool:
     """No guest was ever let in here."""
     tap = actual.taps.get(ifindex, Admitted())
     return not (tap.addresses or tap.prefixes or tap.group or ifindex in actual.foreign_groups)
+
+
+def _is_gateway(op: Operation, of: Set[int]) -> bool:
+    """The gateway's address on a tap is read back as the sign that its sysctls were written."""
+    return isinstance(op, Add) and isinstance(op.item, TapAddress) and op.item.ifindex in of
 
 
 def _admitted(op: Admit, actual: Actual) -> bool:

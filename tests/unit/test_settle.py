@@ -224,3 +224,30 @@ def test_a_guest_is_not_opened_before_its_addresses_old_flows_are_ended(host: Ho
     host.model.refuses = lambda *_: False
     host.settler.retry(1)
     assert host.whole() and host.model.links[other].group == BASE + 1
+
+
+def test_what_was_believed_wrongly_is_looked_up_before_it_is_refused_for_ever(host: Host) -> None:
+    """Elements went, and no notification said so: to take them away is refused, until the kernel is read."""
+    host.model.tables.grants.clear()
+    host.scene.take(Run(0, None))
+    host.settle()
+    assert host.settler.failures()
+    for now in range(2):
+        host.settler.retry(now)
+    assert host.whole()
+
+
+def test_a_tap_whose_sysctls_are_refused_stays_closed_also_when_the_kernel_is_read_again(host: Host) -> None:
+    other = TAP + 1
+    host.model.links[other] = Link(other, "vnet101", 0, bytes(6), True)
+    guest = Endpoint(key(1), "other", {}, (), (parse_address("10.65.0.2"),))
+    host.model.refuses = lambda what, item: what == "sysctl" and item == "vnet101"
+    host.scene.take(Run(1, Local(guest, "qemu", Phase.LIVE, Carrier("vnet101", other), guest)))
+    host.settle()
+    for now in range(4):
+        host.settler.retry(now)
+        host.settler.resync()
+        assert host.model.links[other].group == 0 and host.settler.failures()
+    host.model.refuses = lambda *_: False
+    host.settler.retry(5)
+    assert host.whole() and host.model.links[other].group == BASE + 1
