@@ -2,7 +2,7 @@
 #   make demo    two hypervisors with slash32 and guests, in one machine     (KEEP=1 leaves the rack up)
 #   make check   lint, types, unit and contract tests                        (no root needed once deps are in)
 #   make test    everything, counts reduced;  make test-full   counts in full
-#   make deb     the .debs in dist/;          make bench       the benchmarks;    make clean
+#   make deb     the .debs in dist/;          make bench       the benchmarks (JSON=1);    make clean
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -63,7 +63,7 @@ deb: deps
 	packaging/deb/build
 
 bench: deps
-	$(PY) -m bench
+	$(PY) -m bench $(if $(JSON),--json)
 
 clean:
 	rm -rf dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .apt.log .pip.log
