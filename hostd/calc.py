@@ -13,6 +13,7 @@ from slash32.verdict import applicable, effective_labels
 
 from .compile import (
     SelectorSet,
+    admitted,
     class_chains,
     kind_of,
     members_of,
@@ -117,18 +118,20 @@ class Calculation:
         dirty = Dirty()
         local = self.locals.get(key)
         endpoint = local.connected if local is not None else None
-        tap = None
+        tap, hops = None, {}
         if local is not None and endpoint is not None and local.carrier is not None:
             tap = Tap(
                 local.carrier.ifindex,
                 local.carrier.tap,
                 pack_mac(endpoint.key.mac),
                 endpoint.all_addresses(),
-                endpoint.prefixes,
+                admitted(endpoint.prefixes),
                 self._class_of(effective_labels(endpoint, self.world.profiles), endpoint.profiles, dirty),
             )
+            if local.phase is Phase.LIVE:
+                hops = _local_hops(tap, endpoint.prefixes)
         self._place_tap(key, tap, dirty)
-        self._place_routes(key, tap if local is not None and local.phase is Phase.LIVE else None, dirty)
+        self._place_routes(key, hops, dirty)
         return dirty
 
     def collect_classes(self) -> Dirty:
@@ -271,8 +274,7 @@ class Calculation:
                 self.desired.taps[tap.ifindex] = tap
                 dirty.taps.add(tap.ifindex)
 
-    def _place_routes(self, key: EndpointKey, tap: Tap | None, dirty: Dirty) -> None:
-        hops = _local_hops(tap) if tap is not None else {}
+    def _place_routes(self, key: EndpointKey, hops: dict[Prefix, Route], dirty: Dirty) -> None:
         before = self._routed.pop(key, ())
         for prefix in before:
             if prefix not in hops:
@@ -307,10 +309,10 @@ class Calculation:
         return None
 
 
-def _local_hops(tap: Tap) -> dict[Prefix, Route]:
+def _local_hops(tap: Tap, prefixes: Iterable[Prefix]) -> dict[Prefix, Route]:
     """An address is on its tap's link; a prefix behind the guest is reached through the guest's first address."""
     hops = {(prefix := host_prefix(address)): Route(prefix, tap.ifindex) for address in tap.addresses}
-    for prefix in tap.prefixes:
+    for prefix in prefixes:
         via = next((a for a in tap.addresses if len(a) == len(prefix.network)), None)
         hops[prefix] = Route(prefix, tap.ifindex, via, onlink=via is not None)
     return hops

@@ -65,6 +65,12 @@ def members_of(value: AddressSet, kind: SetKind) -> Sequence[Member]:
     return disjoint(prefix for prefix in value.prefixes if kind_of(prefix) is kind)
 
 
+def admitted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """What a guest may send from besides its addresses: the fewest prefixes, none within another, of both families."""
+    given = list(prefixes)
+    return tuple(m for version in (4, 6) for m in disjoint(p for p in given if p.version == version))
+
+
 def disjoint(members: Iterable[Prefix]) -> list[Prefix]:
     """Of one family."""
     prefixes = [ipaddress.ip_network((m.network, m.length)) for m in members]

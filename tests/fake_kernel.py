@@ -164,8 +164,11 @@ class FakeTransaction:
             del self.tables.classes[number]
 
     def admit(self, admission: Admission, label: Hashable) -> None:
-        if self._note("admit", admission.ifindex, label):
-            self.tables.grants |= set(admission.grants())
+        after = self.tables.grants | set(admission.grants())
+        nets = [source for i, _, source in after if i == admission.ifindex and isinstance(source, Prefix)]
+        overlap = any(a is not b and a.contains(b.network) for a in nets for b in nets)
+        if self._note("admit", admission.ifindex, label, errno.EEXIST * overlap):
+            self.tables.grants = after
 
     def expel(self, admission: Admission, label: Hashable) -> None:
         given = set(admission.grants())

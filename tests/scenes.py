@@ -29,6 +29,7 @@ GUESTS = 4
 ADDRESSES4 = [parse_address(f"10.65.0.{n}") for n in range(1, 9)]
 ADDRESSES6 = [parse_address(f"fd00:65::{n:x}") for n in range(1, 9)]
 PREFIXES = [parse_prefix(p) for p in ("10.66.0.0/26", "10.66.0.64/26", "10.66.0.0/24", "fd66::/64", "fd66:0:0:1::/64")]
+NEXT_HOPS = [*map(parse_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1"))]
 STEPS = (0, 3, 127, 128, 129, 130, 513)  # sizes of sets around those at which the kernel's set is made anew
 
 
@@ -175,7 +176,7 @@ def commits(draw: st.DrawFn) -> Commit:
             case Kind.SET:
                 return ObjectKey(kind, draw(st.sampled_from(SELECTORS))), None if gone else draw(sets())
             case Kind.HOST:
-                own = draw(st.sets(st.sampled_from([b"\xc0\0\2\1", b"\xc0\0\2\2", bytes(15) + b"\1"]), min_size=1))
+                own = draw(st.sets(st.sampled_from(NEXT_HOPS), min_size=1))
                 return ObjectKey(kind, draw(st.sampled_from(["h2", "h3"]))), None if gone else tuple(sorted(own))
             case _:
                 prefix = draw(st.sampled_from([*PREFIXES, *map(host_prefix, ADDRESSES4[:3] + ADDRESSES6[:2])]))
