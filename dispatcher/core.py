@@ -151,6 +151,9 @@ class Core:
             log.warning("host %s: said hello with a key that is not its own any more", quoted(name, 64))
             self._out.append((identity, wire.encode_to_host(wire.Refused(f"host {name} has no such key any more"))))
             return
+        if hello.name not in ("", name):
+            self._misnamed(identity, name, hello.name)
+            return
         before = self.connected.get(name)
         if before is None:
             log.info("host %s: connected at revision %d", name, hello.revision)
@@ -166,6 +169,13 @@ class Core:
         self._next_hops(host, hello)
         self._look_ahead(name, hello)
         self._opening[name] = hello.epoch != self.epoch and hello.epoch in self.superseded
+
+    def _misnamed(self, identity: bytes, name: str, said: str) -> None:
+        """It would take its own guests for another host's."""
+        known = f'its key is that of Host {name}: set host = "{name}" in its hostd.toml, or rename the Host'
+        log.warning("host %s calls itself %s: %s", name, quoted(said, 64), known)
+        why = f'this host calls itself {quoted(said, 64)}, {known}'
+        self._out.append((identity, wire.encode_to_host(wire.Refused(why))))
 
     def _next_hops(self, host: Host, hello: Hello) -> None:
         if host.addresses or hello.addresses == self.registry.reported.get(host.name, ()):

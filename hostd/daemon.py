@@ -232,7 +232,7 @@ class Daemon:
         if not config.dispatcher:
             return None
         keys = config.state_dir / "hostd.key"
-        where = FeedConfig(config.dispatcher, config.dispatcher_key, keys, config.addresses)
+        where = FeedConfig(config.dispatcher, config.dispatcher_key, keys, config.addresses, config.host)
         return Feed(where, self.memory.replica)
 
     def _write_status(self) -> None:

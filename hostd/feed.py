@@ -40,6 +40,7 @@ class FeedConfig:
     server_key: str  # the dispatcher's public key, Z85
     key_file: Path  # this host's own key pair, made at first use
     addresses: tuple[Address, ...] = ()  # next hops of this host
+    host: str = ""  # its name
 
 
 class Connected(NamedTuple):
@@ -241,7 +242,7 @@ class Feed:
         session = self._session
         if not session.again or not session.up or 0 <= session.hello_at > now - HELLO_AGAIN:
             return
-        if not self._send(self.replica.hello(self.config.addresses)):
+        if not self._send(self.replica.hello(self.config.addresses)._replace(name=self.config.host)):
             return  # the pipe is not there yet, or full: the next tick tries again
         session.again, session.hello_at = False, now
         if not self.connected:

@@ -78,13 +78,15 @@ class Refusal(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Opens a session: what the host holds (epoch "" when nothing) and its next-hop addresses."""
+    """Opens a session: what the host holds (epoch "" when nothing), its next-hop addresses, and what it takes for its
+    name (the key says which host it is; "" is not compared)."""
 
     epoch: str
     revision: int
     digest: int
     addresses: tuple[Address, ...] = ()
     protocol: int = PROTOCOL
+    name: str = ""
 
 
 class Report(NamedTuple):
@@ -308,8 +310,8 @@ def decode_changes(data: bytes) -> tuple[Change, ...]:
 
 def encode_to_dispatcher(message: FromHost) -> bytes:
     match message:
-        case Hello(epoch, revision, digest, addresses, protocol):
-            return packb([Tag.HELLO, protocol, epoch, revision, digest, list(addresses)])
+        case Hello(epoch, revision, digest, addresses, protocol, name):
+            return packb([Tag.HELLO, protocol, epoch, revision, digest, list(addresses), name])
         case Report(seq, endpoints):
             return packb([Tag.REPORT, seq, [pack.pack_endpoint(e) for e in endpoints]])
         case Claim(seq, endpoint):
@@ -367,12 +369,12 @@ def decode_from_host(frame: bytes) -> FromHost:
 def _hello(protocol: int, fields: list[Any]) -> Hello:
     if protocol != PROTOCOL:
         raise WireError(f"hello: protocol {protocol} is not spoken here, only {PROTOCOL}: upgrade the older side")
-    if len(fields) != 4:
-        raise WireError("hello: not six fields")
-    epoch, revision, digest, addresses = fields
+    if len(fields) != 5:
+        raise WireError("hello: not seven fields")
+    epoch, revision, digest, addresses, name = fields
     found = tuple(pack.address(a, "hello.addresses") for a in pack.array(addresses, "hello.addresses", 2))
     return Hello(pack.text(epoch, "epoch", 64), pack.integer(revision, "revision"),
-                 pack.integer(digest, "digest"), found)  # fmt: skip
+                 pack.integer(digest, "digest"), found, name=pack.text(name, "hello.name", 256))  # fmt: skip
 
 
 def _failure(raw: Any) -> Failure:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ class FakeHost:
         self.events: list[FeedEvent] = []
         self.failures: list[Failure] = []
         self.acknowledges = True
+        self.calls_itself = name
         self.feed: Feed | None = None
 
     def resource(self, **spec: Any) -> dict[str, Any]:
@@ -148,6 +150,7 @@ class FakeHost:
 
     def start(self) -> None:
         where = FeedConfig(f"tcp://127.0.0.1:{self.dispatcher.port}", self.dispatcher.public_key, self.key_file)
+        where = replace(where, host=self.calls_itself)
         self.feed = Feed(where, self.replica)
 
     def stop(self) -> None:

@@ -368,6 +368,19 @@ def test_restart_changes_nothing_on_the_hosts(rack: Rack) -> None:
         assert changes == []
 
 
+def test_a_host_that_calls_itself_otherwise_is_told(rack: Rack) -> None:
+    (h1,) = rack.begin(1)
+    h1.stop()
+    h1.calls_itself = "server17"
+    h1.start()
+    rack.until(lambda: h1.feed and "server17" in h1.feed.trouble)
+    assert h1.feed and 'Host h1: set host = "h1" in its hostd.toml' in h1.feed.trouble and not h1.in_sync
+    h1.stop()
+    h1.calls_itself = "h1"  # the control
+    h1.start()
+    rack.until(lambda: h1.in_sync)
+
+
 def test_an_empty_dispatcher_cannot_wipe_the_fleet(rack: Rack) -> None:
     h1, h2 = rack.begin(2)
     h1.claim(guest(1))

@@ -56,7 +56,7 @@ CHANGES = (
 )
 
 FROM_HOST = (
-    Hello("abc", 7, 2**64 - 1, (parse_address("192.0.2.1"), parse_address("fd00::1"))),
+    Hello("abc", 7, 2**64 - 1, (parse_address("192.0.2.1"), parse_address("fd00::1")), name="h1"),
     Report(1, (FULL, Endpoint(KEY, "x", {}))),
     Claim(2, FULL),
     Release(3, KEY),
@@ -136,6 +136,7 @@ CLAIM = Claim(2, FULL)
         (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x00\x21"]), "prefixes"),
         (_altered(CLAIM, 2, to=[]), "endpoint"),
         (_altered(Hello("e", 1, 2), 1, to=2), "protocol 2"),
+        (_altered(Hello("e", 1, 2, name="h1"), 6, to=7), "hello.name"),
         (_altered(Ack(1), 0, to=99), "unknown form"),
         (wire.encode_to_dispatcher(Ping()) * 2, "more than one part"),
         (b"", "cut short"),
