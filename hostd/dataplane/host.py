@@ -10,6 +10,7 @@ from ..config import Config
 from . import sysctl, uplink
 from .kernel import Kernel
 from .nft.table import is_owned, supports_owner_persist
+from .sysctl import Setting
 from .uplink import Forwarding
 
 _OWNED_TABLE = b"table inet slash32-probe { flags owner,persist; }\n"
@@ -31,7 +32,7 @@ class Machine:
 
     def keep(self) -> None:
         """Forwarding and its limits as they should be; writes what differs."""
-        uplink.switch_on(self._uplinks(), self.before)
+        self._note_listeners(uplink.switch_on(self._uplinks(), self.before))
         sysctl.write_all(sysctl.host_sysctls())
 
     def _uplinks(self) -> Iterator[str]:
@@ -43,6 +44,14 @@ class Machine:
             return self.config.table_owner == "yes"
         present = is_owned()  # since the guard was put up at boot: what the kernel and nft can has been asked then
         return may_own() if present is None else present
+
+    def _note_listeners(self, written: list[Setting]) -> None:
+        """Interfaces that were made to go on listening to routers: a purge makes them what they were."""
+        note = self.config.state_dir / "accept-ra-before"
+        keys = {key for key, _ in written if key.endswith("/accept_ra")}
+        known = set(note.read_text().split()) if keys and note.exists() else set()
+        if not keys <= known:
+            note.write_text("".join(f"{key}\n" for key in sorted(keys | known)))
 
     def _forwarding_before(self) -> Forwarding:
         """How the host forwarded before slash32, written down when it first runs: afterwards nothing tells it."""
