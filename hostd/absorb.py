@@ -21,21 +21,22 @@ def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
     dirty = Dirty()
     changes = [change for applied in batch for change in applied.changes]
     whole = {change.name for change in changes if not isinstance(change, Members) and change.kind is Kind.SET}
-    names: dict[Kind, list[Name]] = {kind: [] for kind in Kind}
+    names: dict[Kind, list[Name]] = {}
     for change in changes:
         if not isinstance(change, Members):
-            names[change.kind].append(change.name)
+            names.setdefault(change.kind, []).append(change.name)
         elif change.name not in whole:
             dirty.merge(calc.members_changed(change.name, _listed(change.add), _listed(change.remove)))
     for name in whole:
         dirty.merge(calc.set_replaced(str(name)))
-    if names[Kind.PROFILE]:
-        dirty.merge(calc.profiles_changed(cast(list[str], names[Kind.PROFILE])))
-    if names[Kind.POLICY]:
-        dirty.merge(calc.policies_changed(cast(list[str], names[Kind.POLICY])))
-    if names[Kind.HOST]:
-        dirty.merge(calc.hosts_changed(cast(list[str], names[Kind.HOST])))
-    dirty.merge(calc.routes_changed(cast(list[Prefix], names[Kind.ROUTE])))
+    if Kind.PROFILE in names:
+        dirty.merge(calc.profiles_changed(cast("list[str]", names[Kind.PROFILE])))
+    if Kind.POLICY in names:
+        dirty.merge(calc.policies_changed(cast("list[str]", names[Kind.POLICY])))
+    if Kind.HOST in names:
+        dirty.merge(calc.hosts_changed(cast("list[str]", names[Kind.HOST])))
+    if Kind.ROUTE in names:
+        dirty.merge(calc.routes_changed(cast("list[Prefix]", names[Kind.ROUTE])))
     return dirty
 
 

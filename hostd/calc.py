@@ -75,15 +75,15 @@ class Calculation:
         found = self._sets.get(name)
         if found is None:
             return dirty  # no rule uses it: nothing in the kernel
-        before = dict(found.specs)
+        stay = before = found.specs
         if found.changed(add, remove):
             self._redeclare(name, before, found, dirty)
-        stay = {kind: kernel for kind, (kernel, _) in found.specs.items() if before.get(kind) == found.specs[kind]}
+            stay = {kind: spec for kind, spec in found.specs.items() if before.get(kind) == spec}
         for members, adding in ((add, True), (remove, False)):
             for member in members:
-                kernel = stay.get(kind_of(member), "")
-                if isinstance(member, Prefix):
-                    dirty.refill |= {kernel} - {""}  # intervals that touch are one: write them anew
+                kernel, _ = stay.get(kind_of(member), ("", None))
+                if kernel and isinstance(member, Prefix):
+                    dirty.refill.add(kernel)  # intervals that touch are one: write them anew
                 elif kernel:
                     dirty.change_members(kernel, (member,) if adding else (), () if adding else (member,))
         return dirty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
@@ -19,6 +20,10 @@ from .ruleset import Family, IcmpIs, InNets, InSet, Jump, Match, Ports, Protocol
 SetLookup = Callable[[str], "SelectorSet"]
 
 ICMP, ICMPV6 = 1, 58
+_ALL_KINDS = tuple(SetKind)
+_ADDRESSES = (SetKind.ADDR4, SetKind.ADDR6)
+_IDENTIFIER = re.compile(r"[A-Za-z0-9-]+")
+_ODD = re.compile(r"[^A-Za-z0-9-]")
 _KINDS = {(4, False): SetKind.ADDR4, (6, False): SetKind.ADDR6, (4, True): SetKind.NET4, (6, True): SetKind.NET6}
 
 
@@ -29,26 +34,38 @@ class SelectorSet:
     that name it and the old set's end travel in one transaction.
     """
 
-    __slots__ = ("counts", "digest", "specs")
+    __slots__ = ("_sizes", "counts", "digest", "specs")
 
     def __init__(self, selector: str, value: AddressSet) -> None:
         self.digest = digest(selector)
         lengths = Counter(map(len, value.addresses))  # there may be a hundred thousand
         self.counts = Counter({SetKind.ADDR4: lengths[4], SetKind.ADDR6: lengths[16]})
         self.counts.update(kind_of(m) for m in value.prefixes)
+        self._sizes = self._wanted()
         self.specs = self._declare()
 
     def changed(self, add: Iterable[Member], remove: Iterable[Member]) -> bool:
-        """Count effective additions and removals; True if other kernel sets are needed than before."""
-        self.counts.update(kind_of(m) for m in add)
-        self.counts.subtract(kind_of(m) for m in remove)
-        before, self.specs = self.specs, self._declare()
-        return before != self.specs
+        """Count effective additions and removals; True if other kernel sets are needed than before, in a new `specs`.
+
+        Written for the commonest change of all, that of one member.
+        """
+        for members, step in ((add, 1), (remove, -1)):
+            for member in members:
+                self.counts[kind_of(member)] += step
+        wanted = self._wanted()
+        if wanted == self._sizes:
+            return False
+        self._sizes = wanted
+        self.specs = self._declare()
+        return True
+
+    def _wanted(self) -> list[tuple[SetKind, int]]:
+        """Sets and their sizes: those of addresses always, those of prefixes where there are any."""
+        counts = self.counts
+        return [(kind, capacity(counts[kind])) for kind in _ALL_KINDS if kind in _ADDRESSES or counts[kind] > 0]
 
     def _declare(self) -> dict[SetKind, tuple[str, SetSpec]]:
-        wanted = [k for k in SetKind if k in (SetKind.ADDR4, SetKind.ADDR6) or self.counts[k] > 0]
-        sizes = {kind: capacity(self.counts[kind]) for kind in wanted}
-        return {kind: (f"{kind.value}-{self.digest}-{size}", SetSpec(kind, size)) for kind, size in sizes.items()}
+        return {kind: (f"{kind.value}-{self.digest}-{size}", SetSpec(kind, size)) for kind, size in self._sizes}
 
 
 def kind_of(member: Member) -> SetKind:
@@ -59,7 +76,7 @@ def kind_of(member: Member) -> SetKind:
 
 def members_of(value: AddressSet, kind: SetKind) -> Sequence[Member]:
     """What a kernel set of this kind holds: single addresses as they are, prefixes as the fewest that cover them."""
-    if kind in (SetKind.ADDR4, SetKind.ADDR6):
+    if kind in _ADDRESSES:
         width = 4 if kind is SetKind.ADDR4 else 16
         return [address for address in value.addresses if len(address) == width]
     return disjoint(prefix for prefix in value.prefixes if kind_of(prefix) is kind)
@@ -100,9 +117,9 @@ def profile_chain(name: str, direction: Direction) -> str:
 
 def _readable(name: str) -> str:
     """Unique and legal as an nft identifier, and still the name where that is one (it then has no underscore)."""
-    if len(name) <= 40 and name.replace("-", "").isalnum():
+    if len(name) <= 40 and _IDENTIFIER.fullmatch(name):
         return name
-    return f"{name[:24].replace('.', '_')}_{digest(name)}"
+    return f"{_ODD.sub('_', name[:24])}_{digest(name)}"
 
 
 def policy_chains(item: Policy | Profile, lookup: SetLookup) -> dict[str, tuple[Rule, ...]]:

@@ -153,8 +153,9 @@ def plan(scope: Scope) -> Plan:
     desired, actual, dirty, _, limits = scope
     out = Plan()
     _plan_sets(out, scope)
-    _plan_chains(out, scope)
-    groups = _plan_classes(out, scope)
+    if dirty.chains:
+        _plan_chains(out, scope)
+    groups = _plan_classes(out, scope) if dirty.taps or out.collect else {}
     for ifindex in sorted(dirty.taps):
         tap, have = desired.taps.get(ifindex), actual.taps.get(ifindex)
         if tap is not None:
