@@ -5,6 +5,7 @@ import argparse
 import http.client
 import json
 import logging
+import os
 import resource
 import signal
 import socket
@@ -15,52 +16,60 @@ from typing import Any
 
 from slash32.errors import Slash32Error
 from slash32.keys import load_or_create_key
+from slash32.usage import Parser
 
 from .api import Api
-from .config import Config, load
+from .config import PATH, Config, load
 from .core import Core
 from .loop import Loop
 from .store import Store
 
 log = logging.getLogger("slash32.dispatcher")
 
-_TEACH = """\
-first steps:
-  slash32-dispatcher key                 print the public key; hosts need it as `dispatcher_key` in hostd.toml
-  systemctl enable --now slash32-dispatcher
-  slash32 apply -f hosts.yaml            each hypervisor: kind Host with its spec.publicKey
-  slash32-dispatcher status              who is connected, which claims were refused
-
-/etc/slash32/dispatcher.toml, all optional; slash32-dispatcher.toml(5):
-  listen = "tcp://0.0.0.0:5532"          where hypervisors connect (CURVE only)
-  database = "/var/lib/slash32-dispatcher/slash32.db"
-  socket = "/run/slash32-dispatcher/api.sock"         the operators' API
-  key_file = "/var/lib/slash32-dispatcher/curve.key"  made at first use; keep it with the backup of the database
+_HELP = """\
+Tells every hypervisor the policy, addresses and routes that its guests need, and nothing else. Configuration, all of
+it optional: /etc/slash32/dispatcher.toml, slash32-dispatcher.toml(5). Operators use slash32(1).
+"""
+_FIRST_STEPS = """
+slash32-dispatcher key                       its public key; hosts need it as dispatcher_key in hostd.toml
+slash32 apply -f hosts.yaml                  each hypervisor: kind Host, with its spec.publicKey
+slash32-dispatcher status                    who is connected, which claims were refused
+systemctl restart slash32-dispatcher         after a change of its configuration; guests notice nothing
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="slash32-dispatcher",
-        description="Tells every hypervisor the policy, addresses and routes that its guests need, and nothing else.",
-        epilog=_TEACH,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("run", "serve hypervisors and operators until SIGTERM"),
-        ("key", "print this dispatcher's public key, making the key pair at first use"),
-        ("status", "ask the running dispatcher how it is"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, help="default: /etc/slash32/dispatcher.toml, if it exists")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
-        config = load(given.config)
-        return {"run": _run, "key": _key, "status": _status}[given.command](config)
-    except Slash32Error as e:
-        print(f"slash32-dispatcher: {e}", file=sys.stderr)
+        return int(given.verb(load(given.config)))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
         return 1
+    except KeyboardInterrupt:
+        return _complain("interrupted")
+    except (Slash32Error, OSError) as e:
+        return _complain(str(e))
+
+
+def _complain(why: str) -> int:
+    print(f"slash32-dispatcher: {why}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> Parser:
+    parser = Parser("slash32-dispatcher", description=_HELP, examples=_FIRST_STEPS)
+    where = f"another configuration than {PATH}"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=where)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, does, text, example in (
+        ("run", _run, "serve hypervisors and operators until SIGTERM", "systemctl restart slash32-dispatcher"),
+        ("key", _key, "print this dispatcher's public key, making the key pair at first use", "slash32-dispatcher key"),
+        ("status", _status, "ask the running dispatcher how it is", "slash32-dispatcher status"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", examples=example)
+        verb.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=where)
+        verb.set_defaults(verb=does)
+    return parser
 
 
 def _key(config: Config) -> int:

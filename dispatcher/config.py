@@ -2,6 +2,7 @@
 # TOML, as hostd's is (decided for both daemons; packages, man pages and lab rely on it).
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from slash32.errors import Slash32Error, quoted
 
 PATH = Path("/etc/slash32/dispatcher.toml")
 _STATE = Path("/var/lib/slash32-dispatcher")
+_LISTEN = re.compile(r"tcp://([A-Za-z0-9][A-Za-z0-9.-]*|\*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
+_SOCKET_MOST = 107  # bytes, the kernel's limit
 
 
 class ConfigError(Slash32Error):
@@ -34,9 +37,13 @@ def load(path: Path | None) -> Config:
     except FileNotFoundError:
         if path is None:
             return Config()
-        raise ConfigError(f"{file}: does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise ConfigError(f"{file}: cannot be read ({e})") from None
+        raise ConfigError(f"{file}: there is no such file") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{file}: not UTF-8 text, at byte {e.start}") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{file}: not TOML: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"{file}: cannot be read: {e.strerror}") from None
     try:
         return _decode(raw)
     except ValueError as e:
@@ -48,14 +55,20 @@ def _decode(raw: dict[str, object]) -> Config:
     values: dict[str, str] = {}
     for key, value in raw.items():
         if key not in known:
-            raise ValueError(f"{key}: no such setting; known are {', '.join(known)}")
+            raise ValueError(f"{quoted(key, 64)[1:-1]}: no such setting; known are {', '.join(known)}")
         if not isinstance(value, str):
-            raise ValueError(f"{key}: give a string, not {quoted(value)}")
+            raise ValueError(f"{key}: give a string, not {quoted(value, 64)}")
         values[key] = value
     listen = values.pop("listen", Config().listen)
-    if not listen.startswith("tcp://"):
-        raise ValueError(f"listen: {quoted(listen)} is not like tcp://0.0.0.0:5532")
+    found = _LISTEN.fullmatch(listen)
+    if not found or int(found[2]) > 65535:
+        raise ValueError(f"listen: {quoted(listen, 64)} is not like tcp://0.0.0.0:5532")
     for key, text in values.items():
-        if not Path(text).is_absolute():
+        if not Path(text).is_absolute() or not text.isprintable():
             raise ValueError(f"{key}: {quoted(text)}: give an absolute path")
-    return Config(listen, **{key: Path(text) for key, text in values.items()})
+    config = Config(listen, **{key: Path(text) for key, text in values.items()})
+    if len(bytes(config.socket)) > _SOCKET_MOST:
+        raise ValueError(f"socket: give a path of at most {_SOCKET_MOST} bytes")
+    if len({config.database, config.socket, config.key_file}) < 3:
+        raise ValueError("database, socket and key_file: give three different paths")
+    return config

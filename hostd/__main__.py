@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from slash32.errors import Slash32Error
+from slash32.usage import Parser
 
 from . import config as settings
 from .config import Config, ConfigError
@@ -15,39 +17,85 @@ from .inbox import InboxError
 
 _HELP = """\
 Keeps this hypervisor's guests connected: routes, neighbours and the packet filter follow what libvirt runs here and
-what the dispatcher says. Guests are tagged in their domain XML; see slash32-hostd(8).
+what the dispatcher says. Guests are tagged in their domain XML: slash32-tag(5). Run as root.
 """
-_CODES = "exit codes: 0 done, 1 refused or failed, 2 usage"
+_FIRST_STEPS = """
+editor /etc/slash32/hostd.toml               addresses, dispatcher, dispatcher_key: slash32-hostd.toml(5)
+systemctl restart slash32-hostd              after every change of that file; guests notice nothing
+slash32-hostd key                            for this host's Host resource, on the dispatcher
+slash32-hostd status                         is all well here?
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return int(arguments.verb(settings.load(arguments.config), arguments))
-    except (ConfigError, InboxError, Slash32Error, OSError, ValueError) as error:
-        print(f"slash32-hostd: {error}", file=sys.stderr)
+        return int(arguments.verb(_configuration(arguments), arguments))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
         return 1
+    except KeyboardInterrupt:
+        return _complain("interrupted")
+    except PermissionError as error:
+        return _complain(f"{error.filename or 'the kernel'}: permission denied; run this as root")
+    except (ConfigError, InboxError, Slash32Error, OSError, ValueError) as error:
+        return _complain(str(error))
+
+
+def _configuration(arguments: argparse.Namespace) -> Config:
+    """A file that cannot be used is no reason for guests to run unguarded: the guard goes up as it is by default."""
+    try:
+        return settings.load(arguments.config)
+    except ConfigError:
+        if arguments.verb is _guard:
+            _guard(Config(), arguments)
+        raise
+
+
+def _complain(why: str) -> int:
+    print(f"slash32-hostd: {why}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("slash32-hostd", description=_HELP, epilog=_CODES)
-    parser.add_argument("--config", type=Path, default=settings.PATH, metavar="FILE", help=f"default: {settings.PATH}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    parser = Parser("slash32-hostd", description=_HELP, examples=_FIRST_STEPS)
+    where = f"another configuration than {settings.PATH}"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=where)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def verb(name: str, does: Callable[[Config, argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=words, description=words + ".", epilog=_CODES)
+    def verb(name: str, does: Callable[[Config, argparse.Namespace], int], words: str, examples: str) -> Parser:
+        about = f"{words[0].upper()}{words[1:]}."
+        sub: Parser = verbs.add_parser(name, help=words, description=about, examples=examples)
+        sub.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=where)
         sub.set_defaults(verb=does)
         return sub
 
-    verb("run", _run, "be the daemon (systemd does this)")
-    verb("compile", _compile, "print what the kernel is to hold, as nft and ip commands, from the last state on disk")
-    verb("diff", _diff, "print what a resync would change in the kernel now; exit 1 if anything")
-    show = verb("status", _status, "say how this host is: dispatcher, endpoints, what the kernel refused")
-    show.add_argument("-o", "--output", choices=("table", "wide", "json", "yaml"), default="table")
-    verb("key", _key, "print this host's public key, for the dispatcher's Host resource; made at first use")
-    guard = verb("guard", _guard, "put up the guard: unknown taps are isolated (the early unit does this)")
-    guard.add_argument("--first-install", action="store_true", help="list untagged guests that run, and let them be")
+    verb("run", _run, "be the daemon, as slash32-hostd.service does it", "systemctl restart slash32-hostd")
+    verb(
+        "compile",
+        _compile,
+        "print what the kernel is to hold, as nft and ip commands, from the last state on disk",
+        "slash32-hostd compile | less\nslash32-hostd compile | nft -c -f -      the packet filter's part, checked only",
+    )
+    verb(
+        "diff",
+        _diff,
+        "print what a resync would change in the kernel now; exit code 1 if anything",
+        "slash32-hostd diff && echo the kernel holds what it should",
+    )
+    show = verb(
+        "status",
+        _status,
+        "say how this host is; exit code 1 if hostd is not running or held, or the kernel refused something",
+        "slash32-hostd status -o wide\nslash32-hostd status -o json | jq '.endpoints[] | select(.connected | not)'",
+    )
+    show.add_argument("-o", "--output", choices=("table", "wide", "json", "yaml"), default="table", help="default: table")
+    key = "print this host's public key, for its Host resource on the dispatcher; made at first use"
+    verb("key", _key, key, 'slash32-hostd key      the spec.publicKey of slash32-policy(5), always in "quotes" there')
+    words = "isolate unknown guests, and do nothing else; slash32-guard.service does it at boot"
+    guard = verb("guard", _guard, words, "systemctl start slash32-guard")
+    guard.add_argument("--first-install", action="store_true", help="spare the untagged guests that run now")
     return parser
 
 

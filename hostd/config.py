@@ -1,6 +1,7 @@
 # Owns: hostd's configuration file (TOML): reading it strictly, and its defaults. Touches: the file it is given.
 from __future__ import annotations
 
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -8,13 +9,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from slash32.net import Address, parse_address
+from slash32.errors import quoted
+from slash32.net import Address, format_address, parse_address, parse_prefix
 
 from .ruleset import GROUP_MASK, Guard
 
 PATH = Path("/etc/slash32/hostd.toml")
 STATE = Path("/var/lib/slash32")
 RUN = Path("/run/slash32")
+
+_HOST = re.compile(r"(?=.{1,64}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_DISPATCHER = re.compile(r"tcp://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
+_KEY = re.compile(r"[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
+_URI = re.compile(r"[a-z]+(\+[a-z0-9]+)?://[!-~]*")
+_NO_NEXT_HOP = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/127", "ff00::/8", "fe80::/10")))
 
 
 class ConfigError(ValueError):
@@ -42,52 +50,75 @@ class Config:
         return Guard(self.guard_prefixes, self.group_base, self.conn_limit, drop_transit)
 
 
-def load(path: Path = PATH) -> Config:
-    """Raises ConfigError."""
+def load(path: Path | None = None) -> Config:
+    """Raises ConfigError. None: the default file, which may be missing."""
+    file = path or PATH
     try:
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if path is not None:
+            raise ConfigError(f"{path}: there is no such file") from None
         raw = {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text, at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     try:
         return decode(raw)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def decode(raw: Mapping[str, Any]) -> Config:
-    known = {f.name: f for f in fields(Config)}
+    """Raises ValueError."""
+    known = {f.name for f in fields(Config)}
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
-            raise ValueError(f"{key}: no such setting; known are {', '.join(sorted(known))}")
+            settings = ", ".join(sorted(each for each in known if not each.endswith("_dir")))
+            raise ValueError(f"{quoted(key, 64)[1:-1]}: no such setting; known are {settings}")
         values[key] = _value(key, value)
-    values.setdefault("host", socket.gethostname().partition(".")[0])
+    values.setdefault("host", socket.gethostname().partition(".")[0].lower())
     config = Config(**values)
     _check(config)
+    _check_fleet(config)
     return config
 
 
 def _value(key: str, value: Any) -> Any:
     if key in ("group_base", "conn_limit"):
         if type(value) is not int:
-            raise ValueError(f"{key}: give a number, not {value!r}")
+            raise ValueError(f"{key}: give a number, not {quoted(value, 64)}")
         return value
     if key in ("addresses", "guard_prefixes", "libvirt"):
         if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
             raise ValueError(f'{key}: give a list of strings, like ["a", "b"]')
-        return tuple(parse_address(x) for x in value) if key == "addresses" else tuple(value)
+        return tuple(map(_address, value)) if key == "addresses" else tuple(value)
     if not isinstance(value, str):
-        raise ValueError(f"{key}: give a string, not {value!r}")
-    return Path(value) if key.endswith("_dir") else value
+        raise ValueError(f"{key}: give a string, not {quoted(value, 64)}")
+    if not key.endswith("_dir"):
+        return value
+    if not Path(value).is_absolute():
+        raise ValueError(f"{key}: {quoted(value)}: give an absolute path")
+    return Path(value)
+
+
+def _address(text: str) -> Address:
+    try:
+        found = parse_address(text)
+    except ValueError:
+        raise ValueError(f"addresses: {quoted(text, 64)} is not an address like 10.0.0.11 or fd00::11") from None
+    if any(prefix.contains(found) for prefix in _NO_NEXT_HOP):
+        raise ValueError(f"addresses: {format_address(found)}: other hosts cannot reach this one by it")
+    return found
 
 
 def _check(config: Config) -> None:
     for key, allowed in (("on_hostd_down", ("isolate", "refuse")), ("table_owner", ("auto", "yes", "no"))):
         if getattr(config, key) not in allowed:
-            raise ValueError(f"{key}: {getattr(config, key)!r} is not one of {', '.join(allowed)}")
+            raise ValueError(f"{key}: {quoted(getattr(config, key), 64)} is not one of {', '.join(allowed)}")
     if not 0 < config.group_base <= GROUP_MASK or config.group_base & ~GROUP_MASK:
         raise ValueError(f"group_base: {config.group_base:#x} must be a multiple of 0x10000 above 0")
     if not 1 <= config.conn_limit <= 10_000_000:
@@ -95,9 +126,25 @@ def _check(config: Config) -> None:
     usable = [p.isalnum() and p.isascii() and 2 <= len(p) <= 12 for p in config.guard_prefixes]
     if not usable or not all(usable):
         raise ValueError('guard_prefixes: give at least one prefix of 2 to 12 letters and digits, like ["vnet"]')
+    for uri in config.libvirt:
+        if not _URI.fullmatch(uri):
+            raise ValueError(f"libvirt: {quoted(uri, 64)} is not a connection like qemu:///system")
+    if not config.libvirt:
+        raise ValueError('libvirt: give at least one connection, like ["qemu:///system", "lxc:///"]')
+
+
+def _check_fleet(config: Config) -> None:
+    if not _HOST.fullmatch(config.host):
+        raise ValueError(f"host: {quoted(config.host, 64)} is not a name: use a-z, 0-9, '-' and '.', at most 64")
     if len({len(a) for a in config.addresses}) != len(config.addresses):
         raise ValueError("addresses: give at most one address per family")
     if bool(config.dispatcher) != bool(config.dispatcher_key):
         raise ValueError("dispatcher and dispatcher_key belong together: set both, or none")
-    if config.dispatcher and not config.dispatcher.startswith("tcp://"):
-        raise ValueError(f"dispatcher: {config.dispatcher!r} is not like tcp://10.0.0.1:5532")
+    if not config.dispatcher:
+        return
+    found = _DISPATCHER.fullmatch(config.dispatcher)
+    if not found or int(found[2]) > 65535:
+        raise ValueError(f"dispatcher: {quoted(config.dispatcher, 64)} is not like tcp://10.0.0.1:5532")
+    if not _KEY.fullmatch(config.dispatcher_key):
+        what = "is not a key of 40 characters, as `slash32-dispatcher key` prints it"
+        raise ValueError(f"dispatcher_key: {quoted(config.dispatcher_key, 64)} {what}")

@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(_escaped(c) for c in text)
 
 
+def visible(text: str) -> str:
+    """One line, of text whose hostile parts may be escaped already."""
+    return "".join(c if c.isprintable() else printable(c) for c in text)
+
+
 def _escaped(character: str) -> str:
     if character == "\\" or not character.isprintable():
         return character.encode("unicode_escape").decode("ascii")

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote as url_quote
 
-from slash32.errors import Slash32Error, printable, quoted
-
-from .text import visible
+from slash32.errors import Slash32Error, printable, quoted, visible
 
 Json = dict[str, Any]
 MAX_ANSWER = 256 * 1024 * 1024

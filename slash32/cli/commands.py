@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import slash32
-from slash32.errors import Slash32Error, printable
+from slash32.errors import Slash32Error, printable, visible
 from slash32.resources import KINDS
 
 from . import show, text
@@ -30,7 +30,7 @@ def usage(error: click.ClickException) -> str:
     """A wrong command line as one line."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "slash32"
-    message = text.visible(" ".join(error.format_message().split())[:300]).rstrip(".")
+    message = visible(" ".join(error.format_message().split())[:300]).rstrip(".")
     return f"{command}: {message}; see {command} --help"
 
 

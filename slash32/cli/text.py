@@ -6,11 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from slash32.errors import printable
 
 
-def visible(text: str) -> str:
-    """One line, from text whose hostile parts may be escaped already."""
-    return "".join(c if c.isprintable() else printable(c) for c in text)
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; empty cells are a dash. The last column is not padded."""
     cells = [list(head), *([printable(str(c)) or "-" for c in row] for row in rows)]

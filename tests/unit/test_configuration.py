@@ -1,0 +1,166 @@
+# Configuration files that are wrong: one line that names file, key and remedy, exit code 1, no traceback.
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dispatcher.__main__
+import hostd.__main__
+from hostd.config import Config
+
+KEY = "X]+9gId{iHrQk})+WQNPJAgaRnGzi)Xkt<[{]%:2"
+
+
+def fleet(dispatcher: str = "tcp://10.0.0.1:5532", key: str = KEY) -> str:
+    return f'dispatcher = "{dispatcher}"\ndispatcher_key = "{key}"\n'
+
+
+HOSTD = [  # text, and a piece of the complaint
+    ("[", "not TOML"),
+    ("host", "not TOML"),
+    ('host = "a"\nhost = "b"', "not TOML"),
+    ('host = "\0"', "not TOML"),
+    (b'host = "\xff"', "not UTF-8 text, at byte 8"),
+    ("x" * 100_000, "not TOML"),
+    ('hots = "h1"', "hots: no such setting; known are addresses"),
+    ('"a\\nb" = 1', "a\\nb: no such setting"),
+    (f'{"x" * 1000} = 1', "no such setting"),
+    ('[hostd]\nhost = "a"', "hostd: no such setting"),
+    ("host = 1", "host: give a string"),
+    ('host = ""', "host:"),
+    ('host = "Server 1"', "host:"),
+    ('host = "a\\nb"', "host:"),
+    (f'host = "{"x" * 300}"', "host:"),
+    ('addresses = "10.0.0.1"', 'addresses: give a list of strings, like ["a", "b"]'),
+    ("addresses = [1]", "addresses: give a list"),
+    ('addresses = ["10.0.0.1/24"]', "addresses:"),
+    ('addresses = ["10.0.0.300"]', "addresses:"),
+    ('addresses = ["10.0.0.1", "10.0.0.2"]', "addresses: give at most one"),
+    ('addresses = ["127.0.0.1"]', "other hosts cannot reach"),
+    ('addresses = ["fe80::1"]', "other hosts cannot reach"),
+    ('dispatcher = "tcp://10.0.0.1:5532"', "belong together"),
+    (f'dispatcher_key = "{KEY}"', "belong together"),
+    (fleet("10.0.0.1:5532"), "not like tcp://10.0.0.1:5532"),
+    (fleet("tcp://10.0.0.1"), "not like tcp"),
+    (fleet("tcp://10.0.0.1:99999"), "not like tcp"),
+    (fleet("tcp://*:5532"), "not like tcp"),
+    (fleet("tcp://10.0.0.1:5532\\nx"), "not like tcp"),
+    (fleet(key="short"), "dispatcher_key:"),
+    (fleet(key="~" * 40), "dispatcher_key:"),
+    ("guard_prefixes = []", "guard_prefixes:"),
+    ('guard_prefixes = ["v"]', "guard_prefixes:"),
+    ('guard_prefixes = ["vnet*"]', "guard_prefixes:"),
+    ('group_base = "x"', "group_base: give a number"),
+    ("group_base = 7", "group_base: 0x7"),
+    ("group_base = -65536", "group_base:"),
+    ("conn_limit = 0", "conn_limit:"),
+    ("conn_limit = true", "conn_limit: give a number"),
+    ('on_hostd_down = "open"', "on_hostd_down:"),
+    ("table_owner = true", "table_owner: give a string"),
+    ("libvirt = []", "libvirt:"),
+    ('libvirt = ["system"]', "libvirt:"),
+    ('state_dir = "here"', "state_dir:"),
+]
+DISPATCHER = [
+    ("[", "not TOML"),
+    (b"\xff", "not UTF-8 text"),
+    ('lisen = "x"', "lisen: no such setting; known are listen"),
+    ("[api]", "api: no such setting"),
+    ("listen = 5532", "listen: give a string"),
+    ('listen = ""', "listen:"),
+    ('listen = "0.0.0.0:5532"', "listen:"),
+    ('listen = "tcp://0.0.0.0"', "listen:"),
+    ('listen = "tcp://0.0.0.0:99999"', "listen:"),
+    ('listen = "tcp://0.0.0.0:http"', "listen:"),
+    ('listen = "ipc:///run/x"', "listen:"),
+    ('socket = "api.sock"', "socket:"),
+    (f'socket = "/{"x" * 200}"', "socket: give a path of at most 107 bytes"),
+    ("database = true", "database: give a string"),
+    ('database = ""', "database:"),
+    ('key_file = "k"', "key_file:"),
+    ('key_file = "/var/lib/x\\ny"', "key_file:"),
+    ('database = "/a"\nkey_file = "/a"', "three different paths"),
+]
+
+
+def write(file: Path, content: str | bytes) -> None:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def one_line(capsys: pytest.CaptureFixture[str], program: str, file: Path) -> str:
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"{program}: {file}: ") and err.endswith("\n"), err
+    line = err[:-1]
+    assert line.isprintable() and len(line) < 500
+    return line
+
+
+@pytest.mark.parametrize(("content", "piece"), HOSTD)
+def test_hostd(content: str | bytes, piece: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "hostd.toml", content)
+    assert hostd.__main__.main(["--config", str(tmp_path / "hostd.toml"), "run"]) == 1
+    assert piece in one_line(capsys, "slash32-hostd", tmp_path / "hostd.toml")
+
+
+@pytest.mark.parametrize(("content", "piece"), DISPATCHER)
+def test_dispatcher(content: str | bytes, piece: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "dispatcher.toml", content)
+    assert dispatcher.__main__.main(["run", "--config", str(tmp_path / "dispatcher.toml")]) == 1
+    assert piece in one_line(capsys, "slash32-dispatcher", tmp_path / "dispatcher.toml")
+
+
+@pytest.mark.parametrize("name", ["missing", ".", "loop"])
+def test_files_that_cannot_be_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    file = tmp_path / name
+    assert hostd.__main__.main(["run", "--config", str(file)]) == 1
+    one_line(capsys, "slash32-hostd", file)
+    assert dispatcher.__main__.main(["--config", str(file), "run"]) == 1
+    one_line(capsys, "slash32-dispatcher", file)
+
+
+def test_the_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Good files are taken: the commands go on to what they are to do."""
+    state = tmp_path / "state"
+    text = f'host = "h1.rack-2"\naddresses = ["10.0.0.11", "fd00::11"]\n{fleet("tcp://[fd00::1]:5532")}'
+    write(tmp_path / "hostd.toml", f'{text}state_dir = "{state}"\n')
+    assert hostd.__main__.main(["key", "--config", str(tmp_path / "hostd.toml")]) == 0
+    write(tmp_path / "d.toml", f'listen = "tcp://*:5532"\nkey_file = "{state}/d.key"\n')
+    assert dispatcher.__main__.main(["key", "--config", str(tmp_path / "d.toml")]) == 0
+    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [40, 40]
+
+
+def test_the_guard_goes_up_whatever_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests of a host whose hostd.toml is broken are isolated, not open."""
+    loaded: list[Config] = []
+
+    class Machine:
+        def __init__(self, config: Config) -> None:
+            loaded.append(config)
+            self.kernel = self
+
+        def load(self) -> None:
+            loaded.append(loaded[-1])
+
+    monkeypatch.setattr("hostd.dataplane.host.Machine", Machine)
+    file = tmp_path / "hostd.toml"
+    write(file, "[")
+    assert hostd.__main__.main(["guard", "--config", str(file)]) == 1
+    assert loaded == [Config(), Config()] and Config().guard_prefixes == ("vnet",)
+    loaded.clear()
+    write(file, 'guard_prefixes = ["tap"]')  # the control
+    assert hostd.__main__.main(["guard", "--config", str(file)]) == 0
+    assert [config.guard_prefixes for config in loaded] == [("tap",), ("tap",)]
+
+
+@pytest.mark.parametrize("program", [hostd.__main__, dispatcher.__main__])
+@pytest.mark.parametrize("words", [[], ["bogus"], ["run", "x\ny"], ["--conf", "x", "key"], ["key", "--config"]])
+def test_a_wrong_command_line_is_one_line_and_2(
+    program: object, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        program.main(words)  # type: ignore[attr-defined]
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert len(err.splitlines()) == 1 and err[:-1].isprintable() and err.endswith(" --help\n")
