@@ -8,21 +8,8 @@ from dataclasses import dataclass, field
 
 from slash32.errors import quoted
 from slash32.model import Endpoint, EndpointKey, Host
-from slash32.net import Address, Prefix, format_address, host_prefix, parse_prefix
-
-_NEVER = tuple(
-    (parse_prefix(text), why)
-    for text, why in (
-        ("0.0.0.0/8", "no host's address"),
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link-local, where the gateway is"),
-        ("224.0.0.0/3", "multicast or reserved"),
-        ("::/96", "no host's address"),
-        ("::ffff:0:0/96", "an IPv4 address written as IPv6"),
-        ("fe80::/10", "link-local"),
-        ("ff00::/8", "multicast"),
-    )
-)
+from slash32.net import Address, Prefix, format_address, host_prefix
+from slash32.unicast import unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +114,9 @@ def out_of_bounds(host: Host, endpoint: Endpoint, labels: Mapping[str, str]) -> 
     if len(set(prefixes)) != len(prefixes):
         return "an address or prefix stands twice in the claim"
     for prefix in prefixes:
-        for forbidden, why in _NEVER:
-            if forbidden.contains(prefix.network) or prefix.contains(forbidden.network):
-                return f"{what(prefix)} is or holds {why}"
+        why = unusable(prefix)
+        if why is not None:
+            return f"{what(prefix)} is or holds {why}"
         if host.nets and not any(n.length <= prefix.length and n.contains(prefix.network) for n in host.nets):
             return f"{what(prefix)} is outside what host {host.name} may claim (Host {host.name}: spec.nets)"
     for key, allowed in host.labels.items():

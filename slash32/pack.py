@@ -7,20 +7,27 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
+from slash32 import selector as selectors
+from slash32.errors import SelectorError
 from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import Address, Prefix
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.unicast import unusable
 
 T = TypeVar("T")
 MASK = (1 << 64) - 1
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,512}")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of resources: it becomes a name in the kernel
+_ADDRESSES = _PREFIXES = 64  # of one endpoint: what slash32.tag lets through; each is a route on every host
+_LABELS, _PROFILES, _LABEL_VALUE = 128, 16, 512
 _NET_SIZES = frozenset((5, 17))
 _ADDRESS_SIZES = frozenset((4, 16))
 
@@ -177,10 +184,10 @@ def unpack_endpoint(raw: Any) -> Endpoint:
         key=unpack_key([uuid, mac]),
         domain=text(domain, "endpoint.domain", 4096),
         labels=unpack_labels(labels),
-        profiles=_tuple(profiles, "endpoint.profiles", 64, lambda r, w: text(r, w, 253)),
-        addresses=_tuple(addresses, "endpoint.addresses", 1024, address),
-        shared=_tuple(shared, "endpoint.shared", 1024, _shared),
-        prefixes=_tuple(prefixes, "endpoint.prefixes", 1024, prefix),
+        profiles=_tuple(profiles, "endpoint.profiles", _PROFILES, lambda r, w: text(r, w, 253)),
+        addresses=_tuple(addresses, "endpoint.addresses", _ADDRESSES, address),
+        shared=_tuple(shared, "endpoint.shared", _ADDRESSES, _shared),
+        prefixes=_tuple(prefixes, "endpoint.prefixes", _PREFIXES, prefix),
     )
 
 
@@ -194,13 +201,13 @@ def pack_labels(labels: Mapping[str, str]) -> list[str]:
 
 
 def unpack_labels(raw: Any) -> dict[str, str]:
-    flat = array(raw, "labels", 1024)
+    flat = array(raw, "labels", 2 * _LABELS)
     if len(flat) % 2:
         raise WireError("labels: a key without a value")
     keys = [_pattern(k, "labels", _LABEL) for k in flat[::2]]
     if len(set(keys)) != len(keys):
         raise WireError("labels: a key twice")
-    return dict(zip(keys, (text(v, "labels", 4096) for v in flat[1::2]), strict=True))
+    return dict(zip(keys, (text(v, "labels", _LABEL_VALUE) for v in flat[1::2]), strict=True))
 
 
 # --- objects ---------------------------------------------------------------------------------------------------------
@@ -211,7 +218,18 @@ def pack_name(kind: Kind, name: Name) -> str | bytes:
 
 
 def unpack_name(kind: Kind, raw: Any) -> Name:
-    return prefix(raw, "route") if kind is Kind.ROUTE else text(raw, kind.value)
+    if kind is Kind.ROUTE:
+        return _route(raw)
+    return text(raw, "set") if kind is Kind.SET else _pattern(raw, kind.value, _NAME)
+
+
+def _route(raw: Any) -> Prefix:
+    """No default route, no loopback: a dispatcher that is wrong does not take a host off its own network."""
+    found = prefix(raw, "route")
+    why = unusable(found)
+    if why is not None:
+        raise WireError(f"route {found}: is or holds {why}")
+    return found
 
 
 def pack_value(kind: Kind, value: Any) -> Any:
@@ -259,7 +277,22 @@ def _unpack_policy(name: str, raw: Any) -> Policy:
         raise WireError(f"policy.order: {shown(order)} is not a number")
     flags = fixed(types, "policy.types", len(Direction))
     chosen = tuple(d for d, flag in zip(Direction, flags, strict=True) if flag is True)
-    return Policy(name, text(selector, "policy.selector"), chosen, order, _unpack_rules(ingress), _unpack_rules(egress))
+    return Policy(name, _selector(selector), chosen, order, _unpack_rules(ingress), _unpack_rules(egress))
+
+
+def _selector(raw: Any) -> str:
+    found = text(raw, "policy.selector")
+    try:
+        _parsed(found)
+    except SelectorError as error:
+        raise WireError(f"policy.selector: {shown(found)}: column {error.column}") from None
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _parsed(canonical: str) -> None:
+    """A restarted host finds the same policies again and again."""
+    selectors.parse(canonical)
 
 
 def _pack_rules(rules: tuple[Rule, ...]) -> list[Any]:
@@ -293,12 +326,19 @@ def _unpack_rule(raw: Any, what: str) -> Rule:
         raise WireError(f"rule.action: {shown(action)} is unknown") from None
     return Rule(
         verb, _maybe(protocol, "rule.protocol", 255), _maybe(not_protocol, "rule.notProtocol", 255),
-        _maybe(ip_version, "rule.ipVersion", 6), _icmp(icmp), _icmp(not_icmp), _peer(source), _peer(destination),
+        _ip_version(ip_version), _icmp(icmp), _icmp(not_icmp), _peer(source), _peer(destination),
     )  # fmt: skip
 
 
 def _maybe(raw: Any, what: str, most: int) -> int | None:
     return None if raw is None else integer(raw, what, most)
+
+
+def _ip_version(raw: Any) -> int | None:
+    found = _maybe(raw, "rule.ipVersion", 6)
+    if found not in (None, 4, 6):
+        raise WireError(f"rule.ipVersion: {found} is neither 4 nor 6")
+    return found
 
 
 def _icmp(raw: Any) -> Icmp | None:
@@ -324,4 +364,6 @@ def _peer(raw: Any) -> Peer:
 
 def _ports(raw: Any, what: str) -> PortRange:
     first, last = fixed(raw, what, 2)
-    return PortRange(integer(first, what, 65535), integer(last, what, 65535))
+    if integer(first, what, 65535) > integer(last, what, 65535):
+        raise WireError(f"{what}: {first} to {last} runs backwards")
+    return PortRange(first, last)

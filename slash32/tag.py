@@ -11,6 +11,7 @@ from lxml import etree
 
 from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import Address, Prefix, host_prefix, parse_address, parse_mac, parse_prefix
+from slash32.unicast import unusable
 
 NAMESPACE = "urn:slash32:domain:1"
 MAX_BYTES = 8 << 20  # libvirt itself carries no XML beyond 4 MiB
@@ -26,20 +27,6 @@ _ELEMENT = "metadata/slash32:endpoint"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,512}")  # the selector grammar's LABEL
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
-_FORBIDDEN = tuple(
-    (parse_prefix(net), why)
-    for net, why in (
-        ("0.0.0.0/8", "unspecified"),
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link-local (169.254.1.1 is every guest's gateway)"),
-        ("224.0.0.0/4", "multicast"),
-        ("240.0.0.0/4", "reserved or broadcast"),
-        ("::/96", "unspecified or loopback"),
-        ("::ffff:0:0/96", "IPv4-mapped"),
-        ("fe80::/10", "link-local"),
-        ("ff00::/8", "multicast"),
-    )
-)
 
 
 class TagError(ValueError):
@@ -333,9 +320,9 @@ class _TagReader:
                 "an address like 10.65.0.2 or fd00:65::2" if host else "a prefix like 10.66.0.0/26, no bit set behind"
             )
             self._fail(where, f"{quote(text)} is not {example}")
-        for forbidden, why in _FORBIDDEN:
-            if forbidden.contains(prefix.network) or prefix.contains(forbidden.network):
-                self._fail(where, f"{text} is or holds {why}; use a unicast {'address' if host else 'prefix'}")
+        why = unusable(prefix)
+        if why is not None:
+            self._fail(where, f"{text} is or holds {why}; use a unicast {'address' if host else 'prefix'}")
         return prefix
 
     def _claim(self, prefix: Prefix, where: str, group: str | None = None) -> None:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "bench": {"bench", "slash32", "hostd", "dispatcher", "hooks", "lab"},
 }
 PURE = {
-    "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync",
+    "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast",
     "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle agent operations"
     " sightings status",
     "dispatcher": "registry fanout ownership live",

@@ -97,7 +97,7 @@ def test_frames_are_shared_and_bounded() -> None:
 
 
 def test_many_small_changes_share_few_frames() -> None:
-    routes = [Put(Kind.ROUTE, Prefix(n.to_bytes(4, "big"), 32), ("h1",)) for n in range(50_000)]
+    routes = [Put(Kind.ROUTE, Prefix((10 << 24 | n).to_bytes(4, "big"), 32), ("h1",)) for n in range(50_000)]
     message = Snapshot("e", 1, 2, False, tuple(routes))
     frames = wire.encode_to_host(message)
     assert len(frames) < 10 and max(map(len, frames)) < wire.MAX_FRAME
@@ -151,6 +151,46 @@ def test_hostile_frames_are_refused_in_one_line(frame: bytes, says: str) -> None
     with pytest.raises(WireError, match=says) as caught:
         wire.decode_from_host(frame)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+ODD_NAMES = ("a b", "é", "a\nb", "", "٣", "x" * 254, "../x", "-a", 'a"')
+NOBODYS = ("0.0.0.0/0", "::/0", "127.0.0.1/32", "128.0.0.0/1", "169.254.1.1/32", "fe80::1/128", "ff02::/16")
+
+
+def _policy(selector: object = "all()", rule: object = None) -> list[object]:
+    return [selector, None, [True, True], [] if rule is None else [rule], []]
+
+
+def _rule(ip_version: object = 4, ports: object = ()) -> list[object]:
+    return ["Allow", 6, None, ip_version, None, None, [[], [], None, None, list(ports), []], None]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *(([0, 0, name, _policy()], "policy: .* malformed") for name in ODD_NAMES),
+        ([0, 1, "Default", [[], [], []]], "profile: .* malformed"),
+        ([0, 3, "h 1", []], "host: .* malformed"),
+        ([0, 0, "p", _policy("role ==")], "selector"),
+        ([0, 0, "p", _policy("é")], "selector"),
+        ([0, 0, "p", _policy(rule=_rule(5))], "ipVersion"),
+        ([0, 0, "p", _policy(rule=_rule(4.0))], "ipVersion"),
+        ([0, 0, "p", _policy(rule=_rule(ports=[[90, 80]]))], "backwards"),
+        *(([0, 4, pack.pack_prefix(parse_prefix(net)), ["h1"]], "route") for net in NOBODYS),
+    ],
+)
+def test_a_hostile_dispatcher_is_refused_in_one_line(change: list[object], says: str) -> None:
+    """None of it may reach a host's kernel, or end a hostd that would find it again in its journal."""
+    with pytest.raises(WireError, match=says) as caught:
+        wire.decode_from_dispatcher([msgpack.packb([18, "e", 1, 2, 3]) + msgpack.packb(change)])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_what_is_just_within_is_read() -> None:
+    rule = _rule(6, [[80, 80], [1, 65535]])
+    changes = ([0, 0, "x" * 253, _policy(rule=rule)], [0, 4, pack.pack_prefix(parse_prefix("11.0.0.0/8")), ["h1"]])
+    frame = b"".join(map(msgpack.packb, ([18, "e", 1, 2, 3], *changes)))
+    assert len(wire.decode_from_dispatcher([frame]).changes) == 2
 
 
 @given(st.binary(max_size=200))
