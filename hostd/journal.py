@@ -41,9 +41,13 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".new")
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        _write(fd, _MAGIC + b"".join(_frame(r) for r in records))
-        os.fsync(fd)
-        fresh.replace(self.path)
+        try:
+            _write(fd, _MAGIC + b"".join(_frame(r) for r in records))
+            os.fsync(fd)
+            fresh.replace(self.path)
+        except OSError:
+            os.close(fd)
+            raise
         self.close()
         self._fd, self._appended = fd, 0
 

@@ -35,7 +35,7 @@ class Memory:
     def recall(self, read_only: bool = False) -> None:
         """`read_only`: beside a running hostd, whose boot is this one."""
         same_boot = read_only
-        for record in self.journal.load():
+        for record in self._records():
             try:
                 kind, payload = msgpack.unpackb(record, strict_map_key=False)
                 if kind == _BOOT:
@@ -48,14 +48,21 @@ class Memory:
         if not read_only:
             self._rebase()
 
+    def _records(self) -> list[bytes]:
+        try:
+            return self.journal.load()
+        except OSError as error:
+            log.error("%s: %s: hostd starts with nothing remembered", self.journal.path, error)
+            return []
+
     def changed(self, keys: set[EndpointKey]) -> None:
         for key in sorted(keys):
             local = self.locals.get(key)
             self._append(_LOCAL if local else _GONE, _pack_local(local) if local else list(key))
 
     def applied(self, batch: list[Applied]) -> None:
-        if any(a.snapshot for a in batch):
-            self._rebase()
+        if any(a.snapshot for a in batch) or self.journal.full:
+            self._rebase()  # the replica has taken the whole batch
             return
         for outcome in batch:
             changes = [piece for change in outcome.changes for piece in wire.encode_change(change)]

@@ -24,7 +24,7 @@ FULL = os.environ.get("SLASH32_COUNTS") == "full"
 HERE = "h1"
 SELECTORS = ('role == "web"', 'role == "db"', "all()", 'has(env)')
 ROLES = ("web", "db", "")
-POLICIES, PROFILES = ("a", "b", "long.name-of_a-policy", "z"), ("p", "q")
+POLICIES, PROFILES = ("a", "b", "long.name-of.a-policy", "z"), ("p", "q")
 GUESTS = 4
 ADDRESSES4 = [parse_address(f"10.65.0.{n}") for n in range(1, 9)]
 ADDRESSES6 = [parse_address(f"fd00:65::{n:x}") for n in range(1, 9)]
