@@ -31,12 +31,14 @@ Nodes are real Debian systems with systemd and libvirtd, in namespaces of this m
 d1 is 10.99.0.10 and fd99::10, the top-of-rack router 10.99.0.1 and fd99::1; nothing leaves the machine. The first
 command builds a base (about a minute, with progress); later ones use it. Run as root.
 """
+CODES = "exit codes: 0 done, 1 failed, 2 usage; exec and guest: what the command itself says"
 
 
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     about = "A rack of hypervisors in one machine."
-    top = argparse.ArgumentParser("lab/rack", description=about, epilog=EXAMPLES, formatter_class=formatter)
+    all_of_it = f"{EXAMPLES}\n{CODES}"
+    top = argparse.ArgumentParser("lab/rack", description=about, epilog=all_of_it, formatter_class=formatter)
     top.add_argument("--name", default="lab", help="which rack (default: lab); several can be up at once")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start a rack")
@@ -61,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("-n", type=int, default=200, dest="lines", help="last lines (default: 200)")
     built = commands.add_parser("base", help="build what nodes and guests are made of, if it is not there yet")
     built.add_argument("--suite", default="bookworm")
-    for command in commands.choices.values():  # --name is welcome after the command too
+    for name, command in commands.choices.items():
+        lines = [line for line in EXAMPLES.splitlines() if line.startswith(f"  lab/rack {name}")]
+        command.epilog = "\n".join(["examples:", *(lines or [f"  lab/rack {name}"]), "", CODES])
+        command.formatter_class = formatter  # --name is welcome after the command too
         command.add_argument("--name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return top
 

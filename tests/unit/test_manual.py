@@ -1,0 +1,98 @@
+# The manual and --help say the same: every command and option of one is in the other; every help has examples and exit
+# codes.
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+import dispatcher.__main__
+import hostd.__main__
+import lab.cli
+from slash32.cli.commands import cli
+
+REPO = Path(__file__).resolve().parents[2]
+PAGES = {"slash32": "slash32.1", "slash32-hostd": "slash32-hostd.8", "slash32-dispatcher": "slash32-dispatcher.8"}
+EVERYWHERE = {"--help", "-h"}
+SHORT = {"--output": "-o", "--file": "-f"}  # the manual gives one of two names
+CODES = re.compile(r"0 done, 1 (refused or )?failed, 2 usage")
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    return {
+        "slash32-hostd": hostd.__main__._parser(),
+        "slash32-dispatcher": dispatcher.__main__._parser(),
+        "lab/rack": lab.cli.parser(),
+    }
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(commands.choices)
+
+
+def helps(program: str) -> dict[str, str]:
+    """Command ("" is the program itself): what --help prints."""
+    if program != "slash32":
+        parser = parsers()[program]
+        return {"": parser.format_help(), **{name: verb.format_help() for name, verb in verbs_of(parser).items()}}
+    top = click.Context(cli, info_name="slash32")
+    found = {"": cli.get_help(top)}
+    for name, command in cli.commands.items():
+        found[name] = command.get_help(click.Context(command, parent=top, info_name=name))
+    return found
+
+
+def options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", text)) - EVERYWHERE
+
+
+def options_of(program: str) -> set[str]:
+    """From the tables of options only, not from examples."""
+    found: set[str] = set()
+    for text in helps(program).values():
+        table = re.search(r"^(options|Options):\n((  .*\n|\n(?=  -))*)", text + "\n", re.M)
+        for line in re.findall(r"^  (-.*)$", table[2] if table else "", re.M):
+            found |= options(re.split(r"  ", line)[0])
+    return found - EVERYWHERE
+
+
+def page(program: str) -> str:
+    text = (REPO / "docs/man" / PAGES[program]).read_text()
+    return re.sub(r"\\f[BIR]|\"", "", text).replace("\\-", "-").replace("\\&", "")
+
+
+def commands_on(page: str) -> set[str]:
+    section = page.split(".SH COMMANDS\n")[1].partition(".SH ")[0]
+    return set(re.findall(r"^\.TP\n\.B[RI]? +(\w+)", section, re.M))
+
+
+@pytest.mark.parametrize("program", PAGES)
+def test_the_manual_has_every_command_and_no_other(program: str) -> None:
+    assert commands_on(page(program)) == set(helps(program)) - {""}
+
+
+@pytest.mark.parametrize("program", PAGES)
+def test_the_manual_has_every_option_and_no_other(program: str) -> None:
+    named = options(page(program).split(".SH EXAMPLES")[0])
+    have = options_of(program)
+    missing = {each for each in have - named if SHORT.get(each) not in named}
+    assert (missing, named - have) == (set(), set())
+    assert have >= {"slash32": {"--wait", "--socket"}}.get(program, {"--config"}), "the control"
+
+
+@pytest.mark.parametrize("program", [*PAGES, "lab/rack"])
+def test_every_help_teaches(program: str) -> None:
+    for verb, text in helps(program).items():
+        assert CODES.search(text), (program, verb)
+        assert re.search("examples:|first session:", text, re.I), (program, verb)
+        assert re.search(rf"^  .*{program.removesuffix('-dispatcher')}", text, re.M), (program, verb)
+        assert max(map(len, text.splitlines())) <= 122, (program, verb)
+
+
+@pytest.mark.parametrize("program", PAGES)
+def test_the_manual_has_exit_codes(program: str) -> None:
+    assert CODES.search(page(program).split(".SH EXIT STATUS\n")[1])
