@@ -2,16 +2,16 @@
 # hostd or without one. Changes nothing. Touches: reads the journal and the kernel.
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from slash32.net import format_address
 
 from .calc import Calculation
 from .config import Config
-from .dataplane.host import Machine, boot_id
+from .dataplane.host import Machine, boot_id, guard_of
 from .dataplane.nft.admission import Admission
 from .dataplane.nft.render import Content, render
-from .desired import ClassChains, Desired
+from .desired import ClassChains, Desired, Tap
 from .forwarding import Route, TapAddress
 from .journal import Journal
 from .memory import Memory
@@ -23,16 +23,17 @@ from .world import world_of
 def compiled(config: Config) -> str:
     """The packet filter as `nft -f` takes it, then links, neighbours and routes as `ip` commands."""
     desired = _calculation(config).desired
+    taps = [desired.taps[index] for index in sorted(desired.taps)]
     numbers = {chains: config.group_base + 1 + at for at, chains in enumerate(_classes(desired))}
     content = Content(
-        sets=desired.sets,
+        sets=dict(sorted(desired.sets.items())),
         members={name: list(desired.members(name)) for name in desired.sets},
-        chains=dict(sorted(desired.chains.items(), key=lambda item: item[0].startswith(("from-", "to-")))),
+        chains=dict(sorted(desired.chains.items(), key=lambda item: (item[0].startswith(("from-", "to-")), item[0]))),
         classes={group: (chains.egress, chains.ingress) for chains, group in numbers.items()},
-        admissions=[Admission(t.ifindex, t.mac, t.addresses, t.prefixes) for t in desired.taps.values()],
+        admissions=[Admission(t.ifindex, t.mac, t.addresses, t.prefixes) for t in taps],
     )
-    ruleset = render(Machine(config).kernel.guard, content)
-    return ruleset + "".join(f"# ip {line}\n" for line in _ip_commands(desired, numbers))
+    ruleset = render(guard_of(config), content)
+    return ruleset + "".join(f"# ip {line}\n" for line in _ip_commands(taps, desired, numbers))
 
 
 def pending(config: Config) -> list[str]:
@@ -53,16 +54,16 @@ def _classes(desired: Desired) -> list[ClassChains]:
     return sorted({tap.chains for tap in desired.taps.values()})
 
 
-def _ip_commands(desired: Desired, numbers: dict[ClassChains, int]) -> Iterator[str]:
-    names = {tap.ifindex: tap.name for tap in desired.taps.values()}
-    for tap in desired.taps.values():
+def _ip_commands(taps: Sequence[Tap], desired: Desired, numbers: dict[ClassChains, int]) -> Iterator[str]:
+    names = {tap.ifindex: tap.name for tap in taps}
+    for tap in taps:
         gateway = TapAddress(tap.ifindex)
         yield f"address replace {format_address(gateway.address)}/{gateway.length} dev {tap.name} nodad"
         for address in tap.addresses:
             yield f"neighbour replace {format_address(address)} lladdr {tap.mac.hex(':')} dev {tap.name} nud permanent"
-    for route in desired.routes.values():
+    for route in sorted(desired.routes.values()):
         yield f"route replace {_way(route, names)} proto 132"
-    for tap in desired.taps.values():
+    for tap in taps:
         yield f"link set {tap.name} group {numbers[tap.chains]}"
 
 

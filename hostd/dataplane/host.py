@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import Config
+from ..ruleset import Guard
 from . import sysctl, uplink
 from .kernel import Kernel
 from .nft.table import is_owned, supports_owner_persist
 from .sysctl import Setting
 from .uplink import Forwarding
 
+_NOTE = "forwarding-before"
 _OWNED_TABLE = b"table inet slash32-probe { flags owner,persist; }\n"
 
 
@@ -20,10 +22,8 @@ class Machine:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.before = self._forwarding_before()
-        new = tuple(version for version, did in ((4, self.before.v4), (6, self.before.v6)) if not did)
-        guard = config.guard(drop_transit=new)
         self.owned = self._own()
-        self.kernel = Kernel(guard, self.owned)
+        self.kernel = Kernel(_guard(config, self.before), self.owned)
 
     def prepare(self) -> None:
         """The guard stands, then the host forwards. Raises TransactionRefused, OSError."""
@@ -55,16 +55,32 @@ class Machine:
 
     def _forwarding_before(self) -> Forwarding:
         """How the host forwarded before slash32, written down when it first runs: afterwards nothing tells it."""
-        note = self.config.state_dir / "forwarding-before"
-        try:
-            return Forwarding(**json.loads(note.read_text()))
-        except FileNotFoundError:
-            found = uplink.forwarding()
+        note = self.config.state_dir / _NOTE
+        known = _noted(note)
+        if known is not None:
+            return known
+        found = uplink.forwarding()
         note.parent.mkdir(parents=True, exist_ok=True)
         fresh = note.with_suffix(".new")
         fresh.write_text(json.dumps(found._asdict()))
         fresh.replace(note)
         return found
+
+
+def guard_of(config: Config) -> Guard:
+    """The guard as it is put up here. Changes nothing."""
+    return _guard(config, _noted(config.state_dir / _NOTE) or uplink.forwarding())
+
+
+def _guard(config: Config, before: Forwarding) -> Guard:
+    return config.guard(tuple(version for version, did in ((4, before.v4), (6, before.v6)) if not did))
+
+
+def _noted(note: Path) -> Forwarding | None:
+    try:
+        return Forwarding(**json.loads(note.read_text()))
+    except FileNotFoundError:
+        return None
 
 
 def boot_id() -> str:
