@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.measure import Case, Report, Stats, collect, stats
 from bench.rig import Host, Recording, raw_sockets, world
@@ -122,17 +122,25 @@ class Site:
             while self.bell.recv(4096):
                 pass
 
-    def status(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.run / "hostd.status").read_text())
-        return found
+    def status(self) -> dict[str, Any]:
+        """The running daemon's first word."""
+        assert self.daemon is not None
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                found: dict[str, Any] = json.loads((self.run / "hostd.status").read_text())
+                if found["pid"] == self.daemon.pid:
+                    return found
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"hostd writes no status: {self.log.read_text().strip()[-300:]}")
+            time.sleep(0.005)
 
     def writes(self) -> int:
         """Since the start."""
-        counters, problems = self.status()["counters"], self.status()["failures"]
-        if problems:
-            raise RuntimeError(f"hostd: {problems}")
-        assert isinstance(counters, dict)
-        return int(counters["writes"])
+        said = self.status()
+        if said["failures"]:
+            raise RuntimeError(f"hostd: {said['failures']}")
+        return int(said["counters"]["writes"])
 
 
 def _puts(given: World) -> list[Put]:

@@ -2,6 +2,7 @@
 # descriptors become calls. Touches: selectors, the clock, signals, the status file, systemd's notification socket.
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -42,14 +43,14 @@ class Daemon:
     """Built in order: state from disk, the kernel in step with it, then whoever may speak to us."""
 
     def __init__(self, config: Config) -> None:
+        gc.disable()  # until all is read: it stays, so that there is nothing to collect
         self.config = config
         self.machine = Machine(config)
         kernel = self.machine.kernel  # watched before its first read: what changes meanwhile is told afterwards
         self.monitor = Monitor(kernel.rtnl.port, kernel.table.port)
         self.memory = Memory(Journal(config.state_dir / "hostd.state"), boot_id())
         self.memory.recall()
-        links = kernel.rtnl.links()
-        self.memory.locals.verify(lambda tap, ifindex: ifindex in links and links[ifindex].name == tap)
+        self.memory.locals.verify(lambda tap, ifindex: kernel.rtnl.name(ifindex) == tap)
         calc = Calculation.build(config.host, world_of(self.memory.replica), self.memory.locals)
         knows = bool(self.memory.replica.epoch)
         limits = Limits(config.group_base, prune=knows, scanned=False)
@@ -80,8 +81,10 @@ class Daemon:
             self._register(fd, self._hear_kernel)
         if self.feed is not None:
             self._register(self.feed.fileno(), self._hear_dispatcher)
-        self._write_status()
+        gc.freeze()
+        gc.enable()
         notify("READY=1")
+        self._write_status()
         log.info("in step with the kernel: %d endpoints", len(self.settler.calc.desired.taps))
         self.ear.watcher.start()
         try:

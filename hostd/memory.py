@@ -34,7 +34,7 @@ class Memory:
 
     def recall(self, read_only: bool = False) -> None:
         """`read_only`: beside a running hostd, whose boot is this one."""
-        same_boot = read_only
+        same_boot, whole = read_only, True
         for record in self._records():
             try:
                 kind, payload = msgpack.unpackb(record, strict_map_key=False)
@@ -44,9 +44,10 @@ class Memory:
                     self._replay(kind, payload, same_boot)
             except (WireError, ValueError, TypeError, KeyError) as error:
                 log.warning("%s: a record was dropped: %s", self.journal.path, error)
+                whole = False
         self.replica.lost()
-        if not read_only:
-            self._rebase()
+        if not read_only and not (same_boot and whole):
+            self._rebase()  # else the first change does it: the disk says what is so
 
     def _records(self) -> list[bytes]:
         try:
