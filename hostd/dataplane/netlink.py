@@ -187,6 +187,7 @@ class NetlinkSocket:
     def __init__(self, protocol: int, groups: Iterable[int] = ()) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._seq = 0
+        self._room = memoryview(bytearray(_RECEIVE))
         for option in (_CAP_ACK, _EXT_ACK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         if protocol == NETLINK_ROUTE:
@@ -312,8 +313,9 @@ class NetlinkSocket:
                 found.append(reply)
 
     def _receive(self, flags: int) -> bytes | None:
+        """Into a held buffer: to make one of that size for each answer takes longer than all the rest."""
         try:
-            return self._socket.recv(_RECEIVE, flags)
+            return bytes(self._room[: self._socket.recv_into(self._room, 0, flags)])
         except BlockingIOError:
             return None
         except OSError as error:
