@@ -1,0 +1,192 @@
+# Policies as the abstract packet filter, in tables written by hand: each rule shown as nft shows it. What the rules do
+# to packets is tests/kernel/test_verdicts.py's.
+from __future__ import annotations
+
+import ipaddress
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostd.compile import (
+    SelectorSet,
+    admitted,
+    capacity,
+    class_chains,
+    compile_rule,
+    members_of,
+    policy_chain,
+    policy_chains,
+    profile_chain,
+)
+from hostd.dataplane.nft.rules import statement
+from hostd.dataplane.nft.transaction import _free
+from hostd.ruleset import Jump, SetKind, Verdict
+from slash32.net import Prefix, parse_address, parse_prefix
+from slash32.pack import AddressSet
+from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+
+WEB = 'role == "web"'
+IN, OUT = Direction.INGRESS, Direction.EGRESS
+PLAIN = SelectorSet(WEB, AddressSet())
+BEHIND = SelectorSet(WEB, AddressSet(set(), {parse_prefix("10.66.0.0/26"), parse_prefix("fd66::/64")}))
+A4, A6, N4, N6 = (f"@{BEHIND.specs[kind][0]}" for kind in SetKind)
+
+
+def shown(rule: Rule, found: SelectorSet = BEHIND) -> list[str]:
+    return [statement(r).text for r in compile_rule(rule, lambda _: found, "why")]
+
+
+def nets(*texts: str) -> tuple[Prefix, ...]:
+    return tuple(map(parse_prefix, texts))
+
+
+def ports(*ranges: tuple[int, int]) -> tuple[PortRange, ...]:
+    return tuple(PortRange(*r) for r in ranges)
+
+
+V4, V6 = "meta nfproto ipv4", "meta nfproto ipv6"
+ALLOW = {"action": Action.ALLOW}
+TABLE: dict[str, tuple[dict[str, object], list[str]]] = {
+    "anything": ({}, ["accept"]),
+    "nothing": ({"action": Action.DENY}, ["drop"]),
+    "a protocol": ({"protocol": 6}, ["meta l4proto 6 accept"]),
+    "another protocol": ({"not_protocol": 6}, ["meta l4proto != 6 accept"]),
+    "a family": ({"ip_version": 6}, [f"{V6} accept"]),
+    "ports": (
+        {"protocol": 6, "destination": Peer(ports=ports((80, 80), (443, 444)))},
+        ["meta l4proto 6 th dport { 80, 443-444 } accept"],
+    ),
+    "not those ports": (
+        {"protocol": 17, "source": Peer(not_ports=ports((1, 1023)))}, ["meta l4proto 17 th sport != 1-1023 accept"],
+    ),
+    "ICMP": ({"protocol": 1, "icmp": Icmp(8)}, [f"{V4} meta l4proto 1 icmp type 8 accept"]),
+    "not that ICMPv6": (
+        {"protocol": 58, "not_icmp": Icmp(128, 0)},
+        [f"{V6} meta l4proto 58 icmpv6 type . icmpv6 code != {{ 128 . 0 }} accept"],
+    ),
+    "nets of both families": (
+        {"source": Peer(nets=nets("10.0.0.0/8", "fd00::/8"))},
+        [f"{V4} ip saddr 10.0.0.0/8 accept", f"{V6} ip6 saddr fd00::/8 accept"],
+    ),
+    "nets of one family admit only that": (
+        {"source": Peer(nets=nets("10.0.0.0/8"))}, [f"{V4} ip saddr 10.0.0.0/8 accept"],
+    ),
+    "notNets of one family say nothing of the other": (
+        {"destination": Peer(not_nets=nets("10.0.0.0/8"))}, [f"{V4} ip daddr != 10.0.0.0/8 accept", f"{V6} accept"],
+    ),
+    "nets that cannot meet": (
+        {"source": Peer(nets=nets("10.0.0.0/8")), "destination": Peer(nets=nets("fd00::/8"))}, [],
+    ),
+    "a selector": (
+        {"source": Peer(selector=WEB)},
+        [f"{V4} ip saddr {A4} accept", f"{V4} ip saddr {N4} accept",
+         f"{V6} ip6 saddr {A6} accept", f"{V6} ip6 saddr {N6} accept"],
+    ),
+    "not that selector: neither its addresses nor what is behind them": (
+        {"ip_version": 4, "source": Peer(not_selector=WEB)}, [f"{V4} ip saddr != {A4} ip saddr != {N4} accept"],
+    ),
+    "two selectors: every pair": (
+        {"ip_version": 4, "source": Peer(selector=WEB), "destination": Peer(selector=WEB)},
+        [f"{V4} ip saddr {s} ip daddr {d} accept" for s, d in itertools.product((A4, N4), (A4, N4))],
+    ),
+    "all of one side must hold": (
+        {"protocol": 6, "ip_version": 4,
+         "source": Peer(nets("10.0.0.0/8"), nets("10.1.0.0/16"), None, WEB, ports((1, 2)), ports((2, 2)))},
+        [f"{V4} meta l4proto 6 th sport 1-2 th sport != 2 ip saddr 10.0.0.0/8 ip saddr != 10.1.0.0/16 "
+         f"ip saddr != {A4} ip saddr != {N4} accept"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_rules(case: str) -> None:
+    fields, expected = TABLE[case]
+    assert shown(Rule(**(ALLOW | fields))) == expected  # type: ignore[arg-type]
+
+
+def test_a_selector_with_nothing_behind_it_needs_no_sets_of_nets() -> None:
+    assert len(shown(Rule(Action.ALLOW, source=Peer(selector=WEB)), PLAIN)) == 2
+    assert set(PLAIN.specs) == {SetKind.ADDR4, SetKind.ADDR6}
+
+
+def test_a_policy_has_the_chains_of_its_types() -> None:
+    rules = (Rule(Action.DENY), Rule(Action.ALLOW))
+    one = policy_chains(Policy("web", "all()", (IN,), ingress=rules), lambda _: PLAIN)
+    assert set(one) == {"pi-web"} and [r.verdict for r in one["pi-web"]] == [Verdict.DROP, Verdict.ACCEPT]
+    assert [r.comment for r in one["pi-web"]] == ["policy web ingress[0]", "policy web ingress[1]"]
+    both = policy_chains(Profile("web", rules), lambda _: PLAIN)
+    assert set(both) == {"fi-web", "fo-web"} and both["fo-web"] == ()
+
+
+names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,60}[a-z0-9])?(\.[a-z0-9]{1,30}){0,3}", fullmatch=True)
+
+
+@given(st.sets(names, min_size=2, max_size=2))
+def test_chains_of_different_names_are_different_and_legal(pair: set[str]) -> None:
+    made = {make(name, d) for name in pair for d in Direction for make in (policy_chain, profile_chain)}
+    assert len(made) == 8
+    for name in made:
+        _free(name, frozenset())
+
+
+def test_a_name_cannot_be_made_to_look_like_another() -> None:
+    long = "a.b"
+    assert policy_chain(policy_chain(long, IN).removeprefix("pi-").replace("_", "-"), IN) != policy_chain(long, IN)
+
+
+def test_a_class_is_what_its_endpoints_are_asked_in_order() -> None:
+    one, chains = class_chains(["po-a", "po-b"], ["pi-a"])
+    assert [r.verdict for r in chains[one.egress]] == [Jump("po-a"), Jump("po-b"), Verdict.DROP]
+    assert [r.verdict for r in chains[one.ingress]] == [Jump("pi-a"), Verdict.DROP]
+    turned, _ = class_chains(["po-b", "po-a"], ["pi-a"])
+    assert turned.egress != one.egress and turned.ingress == one.ingress
+    nobody, closed = class_chains([], [])
+    assert [r.verdict for r in closed[nobody.egress]] == [Verdict.DROP]
+
+
+@given(st.integers(0, 200_000))
+def test_a_set_has_room_to_double(count: int) -> None:
+    size = capacity(count)
+    assert size >= max(256, 2 * count) and (size == 256 or size < 8 * count)
+
+
+def addresses(count: int) -> set[bytes]:
+    return {bytes((10, n >> 16, n >> 8 & 255, n & 255)) for n in range(count)}
+
+
+def test_a_set_that_outgrows_itself_is_another_set() -> None:
+    found = SelectorSet(WEB, AddressSet(addresses(128)))
+    before = dict(found.specs)
+    extra = bytes((10, 255, 0, 0))
+    assert found.changed([extra], [])
+    assert found.specs[SetKind.ADDR4] != before[SetKind.ADDR4] and found.specs[SetKind.ADDR6] == before[SetKind.ADDR6]
+    assert found.changed([], [extra]) and found.specs == before
+    assert not found.changed([], [next(iter(addresses(1)))])
+    assert found.specs == SelectorSet(WEB, AddressSet(addresses(127))).specs
+
+
+some = st.lists(st.builds(lambda n, length: parse_prefix(
+    str(ipaddress.ip_network((n, length), strict=False))), st.integers(0, 2**32 - 1), st.integers(20, 32)), max_size=6)
+
+
+@given(some, st.integers(0, 2**32 - 1))
+def test_what_is_admitted_covers_the_same_and_nothing_twice(given_: list[Prefix], near: int) -> None:
+    covered = admitted(given_)
+    assert all(a is b or not a.contains(b.network) for a in covered for b in covered)
+    for prefix in given_:
+        for address in prefix.bounds():
+            assert any(p.contains(address) for p in covered)
+    address = near.to_bytes(4, "big")
+    assert any(p.contains(address) for p in covered) == any(p.contains(address) for p in given_)
+
+
+def test_members_by_kind() -> None:
+    value = AddressSet(
+        {parse_address("10.0.0.1"), parse_address("fd00::1")}, set(nets("10.66.0.0/25", "10.66.0.128/25", "fd66::/64"))
+    )
+    assert {kind: list(map(repr, members_of(value, kind))) for kind in SetKind} == {
+        SetKind.ADDR4: [repr(parse_address("10.0.0.1"))], SetKind.ADDR6: [repr(parse_address("fd00::1"))],
+        SetKind.NET4: [repr(parse_prefix("10.66.0.0/24"))], SetKind.NET6: [repr(parse_prefix("fd66::/64"))],
+    }  # fmt: skip
