@@ -21,6 +21,8 @@ from .registry import Registry
 log = logging.getLogger("slash32.dispatcher")
 
 SILENCE = 20.0  # seconds without a word from a host: not connected
+MAX_HELD = 4 * wire.MAX_REPORT  # addresses and prefixes of one host's guests: each is a route on every host
+MAX_ALARMS = 1000  # of one host: it hides no other's
 Out = tuple[bytes, Frames]  # routing id, frames
 
 
@@ -47,7 +49,7 @@ class Core:
         self.commits = Commits()
         self.sessions: dict[bytes, Session] = {}
         self.connected: dict[str, Session] = {}  # by host
-        self.alarms: dict[tuple[str, EndpointKey], str] = {}  # refused claims
+        self.alarms: dict[str, dict[EndpointKey, str]] = {}  # refused claims, by host
         self.progress = False  # a commit was completed or a host came back: waiters look again
         self.keys: dict[str, str] = {}  # public key -> host
         self.writes: list[disk.Write] = []
@@ -205,33 +207,39 @@ class Core:
         live = {endpoint.key for endpoint in endpoints}
         for key in sorted(set(self.registry.of_host(host)) - live):
             self._release(host, key)
-        for pair in [p for p in self.alarms if p[0] == host and p[1] not in live]:
-            del self.alarms[pair]
+        for key in self.alarms.get(host, {}).keys() - live:
+            self._calm(host, key)
         return [refusal for endpoint in endpoints for refusal in self._claim(host, endpoint)]
 
     def _claim(self, host: str, endpoint: Endpoint) -> list[Refusal]:
         present = self.registry.endpoints.get(endpoint.key)
         if present is not None and present.host == host and present.endpoint == endpoint:
-            self.alarms.pop((host, endpoint.key), None)
+            self._calm(host, endpoint.key)
             return []
         refusal = self.registry.refusal(host, endpoint)
         if refusal is None and len(self.registry.of_host(host)) >= wire.MAX_REPORT:
             refusal = f"host {host} has {wire.MAX_REPORT} endpoints, the most a host may have"
+        if refusal is None and self.registry.held_with(host, endpoint) > MAX_HELD:
+            refusal = f"host {host} would have more than {MAX_HELD} addresses and prefixes, the most a host may have"
         if refusal is not None:
             self.alarm(host, endpoint.key, refusal)
             return [Refusal(endpoint.key, refusal)]
-        self.alarms.pop((host, endpoint.key), None)
+        self._calm(host, endpoint.key)
         self.registry.claim(host, endpoint)
         self.writes.append(disk.put_endpoint(host, endpoint))
         return []
 
     def alarm(self, host: str, key: EndpointKey, message: str) -> None:
-        if self.alarms.get((host, key)) != message and len(self.alarms) < 10_000:
+        mine = self.alarms.setdefault(host, {})
+        if mine.get(key) != message and (key in mine or len(mine) < MAX_ALARMS):
             log.warning("host %s: claim of %s refused: %s", host, key, message)
-            self.alarms[host, key] = message
+            mine[key] = message
+
+    def _calm(self, host: str, key: EndpointKey) -> None:
+        self.alarms.get(host, {}).pop(key, None)
 
     def _release(self, host: str, key: EndpointKey) -> None:
-        self.alarms.pop((host, key), None)
+        self._calm(host, key)
         present = self.registry.endpoints.get(key)
         if present is not None and present.host == host:
             self.registry.release(key)

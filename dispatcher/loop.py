@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("slash32.dispatcher")
 
 SWEEP = 5.0  # seconds
-AT_ONCE = 2000  # messages that one commit takes together
+AT_ONCE = 2000  # messages that one commit takes together,
+ENOUGH = 256 << 10  # or bytes of them: then all others have their turn, whatever one host sends
+QUEUE = 64  # messages a connection that wait to be taken; each has up to wire.MAX_FRAME bytes
 _NOW = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _HAS_MORE = int(zmq.RCVMORE)
@@ -83,7 +85,7 @@ class Loop:
         s.zap_domain = DOMAIN
         for option, value in (
             (zmq.LINGER, 0), (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.HANDSHAKE_IVL, 10_000), (zmq.BACKLOG, 4096),
-            (zmq.ROUTER_MANDATORY, 1), (zmq.ROUTER_HANDOVER, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 1000),
+            (zmq.ROUTER_MANDATORY, 1), (zmq.ROUTER_HANDOVER, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, QUEUE),
             (zmq.IPV6, 1), (zmq.ZAP_ENFORCE_DOMAIN, 1),
         ):  # fmt: skip  # heartbeats are the hosts': their time-to-live ends what is dead here, too
             s.setsockopt(option, value)
@@ -179,7 +181,10 @@ class Loop:
     def _take_messages(self) -> None:
         receive, known = self.core.receive, self.core.sessions
         recv, more = self._router.recv, self._router.getsockopt
+        taken = 0
         for _ in range(AT_ONCE):
+            if taken > ENOUGH:
+                return
             try:
                 identity = recv(_NOW)
             except zmq.Again:
@@ -194,6 +199,7 @@ class Loop:
                 while more(_HAS_MORE):
                     recv(_NOW)
                 body = b""  # no message of ours has a second frame
+            taken += len(body)
             receive(identity, body, user)
 
     def _take_commands(self) -> list[_Command]:

@@ -120,7 +120,7 @@ def delete(core: Core, word: str, name: str) -> Json:
         core.writes.append(disk.delete_host(name))
         core.fanout.remove_host(name)
         core.ahead.pop(name, None)
-        core.alarms = {pair: text for pair, text in core.alarms.items() if pair[0] != name}
+        core.alarms.pop(name, None)
     return {"revision": core.revision + 1}
 
 
@@ -237,7 +237,8 @@ def status(core: Core) -> Json:
         "profiles": len(core.registry.profiles),
         "alarms": [
             {"host": host, "endpoint": str(key), "message": message}
-            for (host, key), message in sorted(core.alarms.items())
+            for host, alarms in sorted(core.alarms.items())
+            for key, message in sorted(alarms.items())
         ],
     }
 

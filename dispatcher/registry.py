@@ -12,6 +12,7 @@ from slash32.model import Endpoint, EndpointKey, Host
 from slash32.net import Address, Prefix
 from slash32.pack import AddressSet, Kind, Name, ObjectKey, Value
 from slash32.policy import Policy, Profile, Rule
+from slash32.unicast import unusable
 from slash32.verdict import effective_labels
 from slash32.wire import Change, Delete, Members, Put
 
@@ -69,6 +70,7 @@ class Registry:
         self.reported: dict[str, tuple[Address, ...]] = {}  # next hops that hosts named themselves
         self.ownership = Ownership()
         self._by_host: dict[str, set[EndpointKey]] = {}
+        self._held: Counter[str] = Counter()  # by host: addresses and prefixes of its endpoints
         self._by_profile: dict[str, set[EndpointKey]] = {}
         self._classes: dict[Labels, _Class] = {}
         self._selections: dict[str, _Selection] = {}
@@ -103,7 +105,7 @@ class Registry:
 
     def report_addresses(self, name: str, addresses: tuple[Address, ...]) -> str | None:
         """What the host says its next hops are, where its resource names none. The refusal, in one line."""
-        for conflict in self.next_hop_conflicts(name, addresses):
+        for conflict in (*_no_next_hops(addresses), *self.next_hop_conflicts(name, addresses)):
             return f"host {name}: names an address as its own that is not: {conflict}"
         self.reported[name] = addresses
         self._set_next_hops(name)
@@ -212,6 +214,7 @@ class Registry:
         self._by_host.setdefault(name, set()).add(endpoint.key)
         for prefix, owner in holdings(name, endpoint):
             self.ownership.add(owner, prefix)
+            self._held[name] += 1
             self._route(prefix, name, 1)
         for profile in set(endpoint.profiles):
             self._by_profile.setdefault(profile, set()).add(endpoint.key)
@@ -230,10 +233,17 @@ class Registry:
                 del self._by_profile[profile]
         for prefix, owner in holdings(claimed.host, claimed.endpoint):
             self.ownership.remove(owner, prefix)
+            self._held[claimed.host] -= 1
             self._route(prefix, claimed.host, -1)
 
     def of_host(self, name: str) -> Set[EndpointKey]:
         return self._by_host.get(name, set())
+
+    def held_with(self, name: str, endpoint: Endpoint) -> int:
+        """Addresses and prefixes that the host's endpoints would hold, with this one as it is claimed."""
+        present = self.endpoints.get(endpoint.key)
+        before = len(_members(present.endpoint)) if present is not None and present.host == name else 0
+        return self._held[name] - before + len(_members(endpoint))
 
     def _labels(self, endpoint: Endpoint) -> Labels:
         return frozenset(effective_labels(endpoint, self.profiles).items())
@@ -441,6 +451,15 @@ def _members(endpoint: Endpoint) -> tuple[Member, ...]:
 def _address_set(members: Mapping[Member, int]) -> AddressSet:
     prefixes = {m for m in members if isinstance(m, Prefix)}
     return AddressSet({m for m in members if not isinstance(m, Prefix)}, prefixes)
+
+
+def _no_next_hops(addresses: tuple[Address, ...]) -> Iterator[str]:
+    for prefix in map(_whole, addresses):
+        why = unusable(prefix)
+        if why is not None:
+            yield f"{what(prefix)} is {why}"
+    if len({len(address) for address in addresses}) < len(addresses):
+        yield "two addresses of one IP version"
 
 
 def _whole(address: Address) -> Prefix:

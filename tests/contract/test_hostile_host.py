@@ -1,0 +1,129 @@
+# A registered hypervisor that turned: what it says in any number and size costs itself, not the others.
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from dispatcher_rig import Rack, document, guest, until
+
+from dispatcher import core as cores
+from dispatcher import operators
+from dispatcher.core import Core
+from dispatcher.store import Store
+from slash32 import wire
+from slash32.model import Endpoint, EndpointKey
+from slash32.net import Address, parse_address, parse_prefix
+from slash32.wire import Hello, Refusal, Report
+
+ROUNDS, GUESTS = 12, 3000
+
+
+@pytest.fixture
+def rack(tmp_path: Path) -> Iterator[Rack]:
+    rack = Rack(tmp_path)
+    yield rack
+    rack.end()
+
+
+def test_a_flood_of_reports_delays_others_by_a_few_of_them(rack: Rack) -> None:
+    bad, good = rack.begin(2)
+    rack.settle()
+    bad.stop()
+    reports = [_report(number) for number in range(2)]
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    flood = context.socket(zmq.DEALER)
+    try:
+        flood.linger, flood.sndhwm = 0, 1000
+        flood.setsockopt(zmq.ROUTING_ID, b"s" + bytes(15))
+        flood.curve_publickey, flood.curve_secretkey = bad.keys.public.encode(), bad.keys.secret.encode()
+        flood.curve_serverkey = rack.dispatcher.public_key.encode()
+        flood.connect(f"tcp://127.0.0.1:{rack.dispatcher.port}")
+        flood.send(wire.encode_to_dispatcher(Hello("", 0, 0)))
+        for number in range(ROUNDS):
+            flood.send(reports[number % 2])
+        assert flood.poll(20_000), "it is at work on them"
+        seq = good.claim(guest(7, "web", "10.200.0.7"))
+        until(lambda: seq in good.answered, [good])
+        assert _answers(flood) < ROUNDS - 2, "the good host's claim waited for all of the flood"
+        assert not good.refused
+    finally:
+        flood.close(0)
+        context.term()
+
+
+def _report(number: int) -> bytes:
+    """The same addresses every time, by other endpoints."""
+    found = []
+    for index in range(GUESTS):
+        key = EndpointKey(f"00000000-0000-0000-{number + 1:04x}-{index:012x}", "52:54:00:00:00:01")
+        address = (10 << 24 | 1 << 20 | index).to_bytes(4, "big")
+        found.append(Endpoint(key, "bad", {"n": str(index)}, addresses=(address,)))
+    return wire.encode_to_dispatcher(Report(number, tuple(found)))
+
+
+def _answers(flood: zmq.Socket[bytes]) -> int:
+    """That have come by now."""
+    found = 0
+    while flood.poll(0):
+        found += isinstance(wire.decode_from_dispatcher(flood.recv_multipart()), wire.Claimed)
+    return found
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[Core]:
+    store = Store(tmp_path / "d.db")
+    made = Core(store, lambda: 0.0)
+    operators.apply(made, [document("Host", f"h{n}", publicKey="x" * 39 + str(n)) for n in (1, 2)], False)
+    for number in (1, 2):
+        _hello(made, number)
+    yield made
+    store.close()
+
+
+def _hello(core: Core, number: int, *addresses: Address) -> None:
+    hello = Hello("", 0, 0, addresses)
+    core.receive(bytes([number]) * 16, wire.encode_to_dispatcher(hello), f"h{number} {'x' * 39}{number}")
+    core.flush()
+
+
+def _ask(core: Core, number: int, *endpoints: Endpoint) -> list[Refusal]:
+    core.receive(bytes([number]) * 16, wire.encode_to_dispatcher(Report(1, endpoints)), "")
+    answers = (wire.decode_from_dispatcher(frames) for _, frames in core.flush())
+    return [refusal for answer in answers if isinstance(answer, wire.Claimed) for refusal in answer.refused]
+
+
+def test_a_host_holds_so_much_and_no_more(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "MAX_HELD", 4)
+    two, three = (guest(n, "web", *(f"10.65.{n}.{k}" for k in range(n))) for n in (2, 3))
+    prefixes = parse_prefix("10.66.0.0/24"), parse_prefix("fd00::/64")
+    behind = guest(2, "web", "10.65.2.0", "10.65.2.1", prefixes=prefixes)
+    assert _ask(core, 1, two) == []
+    (refusal,) = _ask(core, 1, two, three)
+    assert refusal.key == three.key and "more than 4" in refusal.message
+    assert _ask(core, 1, behind) == [], "what it holds already is not counted twice"
+    assert _ask(core, 1, three) == [], "what it gave back is not counted"
+    assert _ask(core, 2, two) == [], "nor what others hold"
+
+
+def test_a_host_hides_no_other_hosts_alarms(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "MAX_ALARMS", 3)
+    _ask(core, 1, guest(1), guest(2))
+    _ask(core, 2, *(guest(n, "web", "10.65.0.1") for n in range(10, 30)))
+    _ask(core, 1, guest(1), guest(2), guest(3, "web", "127.0.0.1"))
+    alarms = operators.status(core)["alarms"]
+    assert [alarm["host"] for alarm in alarms] == ["h1", "h2", "h2", "h2"]
+    _ask(core, 2)
+    assert [alarm["host"] for alarm in operators.status(core)["alarms"]] == ["h1"]
+
+
+@pytest.mark.parametrize(
+    "claimed", [("127.0.0.1",), ("169.254.1.1",), ("224.0.0.1",), ("fe80::1",), ("::1",), ("192.0.2.1", "192.0.2.2")]
+)
+def test_a_host_is_no_next_hop_by_an_address_that_nobody_can_have(core: Core, claimed: tuple[str, ...]) -> None:
+    _hello(core, 1, *map(parse_address, claimed))
+    assert core.registry.next_hops("h1") == ()
+    good = parse_address("192.0.2.1"), parse_address("2001:db8::1")
+    _hello(core, 1, *good)
+    assert core.registry.next_hops("h1") == good
