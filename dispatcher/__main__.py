@@ -19,7 +19,7 @@ from slash32.keys import load_or_create_key
 from slash32.usage import Parser
 
 from .api import Api
-from .config import PATH, Config, load
+from .config import PATH, Config, ConfigError, load
 from .core import Core
 from .loop import Loop
 from .store import Store
@@ -41,7 +41,11 @@ systemctl restart slash32-dispatcher         after a change of its configuration
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
-        return int(given.verb(load(given.config)))
+        config = load(given.config)
+    except ConfigError as e:
+        return _complain(str(e), 2 if given.verb is _run else 1)  # systemd need not try the same file again and again
+    try:
+        return int(given.verb(config))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
         return 1
@@ -51,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(e))
 
 
-def _complain(why: str) -> int:
+def _complain(why: str, code: int = 1) -> int:
     print(f"slash32-dispatcher: {why}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _parser() -> Parser:

@@ -31,7 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return int(arguments.verb(_configuration(arguments), arguments))
+        config = settings.load(arguments.config)
+    except ConfigError as error:
+        return _unusable(str(error), arguments)
+    try:
+        if arguments.verb in (_compile, _diff) and os.geteuid():
+            return _complain("the last state and the kernel are root's to read; run this as root")
+        return int(arguments.verb(config, arguments))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
         return 1
@@ -39,23 +45,20 @@ def main(argv: list[str] | None = None) -> int:
         return _complain("interrupted")
     except PermissionError as error:
         return _complain(f"{error.filename or 'the kernel'}: permission denied; run this as root")
-    except (ConfigError, InboxError, Slash32Error, OSError, ValueError) as error:
+    except (InboxError, Slash32Error, OSError, ValueError) as error:
         return _complain(str(error))
 
 
-def _configuration(arguments: argparse.Namespace) -> Config:
-    """A file that cannot be used is no reason for guests to run unguarded: the guard goes up as it is by default."""
-    try:
-        return settings.load(arguments.config)
-    except ConfigError:
-        if arguments.verb is _guard:
-            _guard(Config(), arguments)
-        raise
+def _unusable(why: str, arguments: argparse.Namespace) -> int:
+    """Nobody's guests run unguarded for a slip in a file; and systemd need not try the same file again and again."""
+    if arguments.verb is _guard:
+        _guard(Config(), arguments)
+    return _complain(why) if arguments.verb is not _run else _complain(why, 2)
 
 
-def _complain(why: str) -> int:
+def _complain(why: str, code: int = 1) -> int:
     print(f"slash32-hostd: {why}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,11 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         "say how this host is; exit code 1 if hostd is not running or held, or the kernel refused something",
         "slash32-hostd status -o wide\nslash32-hostd status -o json | jq '.endpoints[] | select(.connected | not)'",
     )
-    show.add_argument("-o", "--output", choices=("table", "wide", "json", "yaml"), default="table", help="default: table")
+    outputs = ("table", "wide", "json", "yaml")
+    show.add_argument("-o", "--output", choices=outputs, default="table", help="default: table")
     key = "print this host's public key, for its Host resource on the dispatcher; made at first use"
     verb("key", _key, key, 'slash32-hostd key      the spec.publicKey of slash32-policy(5), always in "quotes" there')
     words = "isolate unknown guests, and do nothing else; slash32-guard.service does it at boot"
-    guard = verb("guard", _guard, words, "systemctl start slash32-guard")
+    guard = verb("guard", _guard, words, "slash32-hostd guard      changes nothing where the guard is in place")
     guard.add_argument("--first-install", action="store_true", help="spare the untagged guests that run now")
     return parser
 

@@ -15,7 +15,7 @@ from .desired import ClassChains, Desired, Tap
 from .forwarding import Route, TapAddress
 from .journal import Journal
 from .memory import Memory
-from .plan import Limits, describe
+from .plan import DelChain, DelClass, Limits, describe
 from .settle import Settler
 from .world import world_of
 
@@ -37,11 +37,16 @@ def compiled(config: Config) -> str:
 
 
 def pending(config: Config) -> list[str]:
-    """What a resync would do now, one line each."""
+    """What a resync would do now, one line each; but for classes that wait for their next guest, or to be collected."""
     calc = _calculation(config)
     machine = Machine(config)
     settler = Settler(machine.kernel, calc, Limits(config.group_base), config.guard_prefixes)
-    return [describe(op) for op in settler.pending()]
+    guard = [] if machine.kernel.table.stands() else ["write the guard's chains and sets"]
+    return guard + [describe(op) for op in settler.pending() if not _spare(op)]
+
+
+def _spare(op: object) -> bool:
+    return isinstance(op, DelClass) or (isinstance(op, DelChain) and op.name.startswith(("from-", "to-")))
 
 
 def _calculation(config: Config) -> Calculation:

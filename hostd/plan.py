@@ -321,6 +321,9 @@ def _plan_exempt(out: Plan, scope: Scope) -> None:
         out.filter += [Exempt(ifindex, on=False) for ifindex in sorted(actual.exempt - desired.exempt)]
 
 
+_VERBS = {"Add": "add", "Put": "write", "Del": "delete", "Flush": "empty"}
+
+
 def describe(op: FilterOp | LinkOp) -> str:
     """For people (`slash32-hostd diff`): one line."""
     match op:
@@ -339,7 +342,22 @@ def describe(op: FilterOp | LinkOp) -> str:
             return f"{'add' if isinstance(op, AddMembers) else 'delete'} {len(members)} members of set {name}"
         case Sweep(strays):
             return f"sweep {len(strays)} stray elements"
+        case PutClass(group) | DelClass(group):
+            return f"{_verb(op)} class {group:#x}"
+        case PutSysctls(ifindex, name):
+            return f"set sysctls of link #{ifindex} {name}"
+        case Exempt(ifindex, on):
+            return f"{'exempt' if on else 'guard'} link #{ifindex}"
+        case AddSet(name) | FlushSet(name) | DelSet(name):
+            return f"{_verb(op)} set {name}"
+        case PutChain(name) | DelChain(name):
+            return f"{_verb(op)} chain {name}"
     return f"{type(op).__name__} {op[0]}"
+
+
+def _verb(op: FilterOp | LinkOp) -> str:
+    name = type(op).__name__
+    return next(word for start, word in _VERBS.items() if name.startswith(start))
 
 
 def _shown(item: Item) -> str:

@@ -44,6 +44,8 @@ def _load(path: Path) -> KeyPair:
             text = file.read(4096)
     except FileNotFoundError:
         raise
+    except PermissionError:
+        raise KeyFileError(f"{path}: permission denied; run this as root") from None
     except (OSError, UnicodeDecodeError) as e:
         raise KeyFileError(f"{path}: cannot be read ({e}); it holds a CURVE key pair") from None
     if mode & 0o077:

@@ -1,4 +1,5 @@
-# Configuration files that are wrong: one line that names file, key and remedy, exit code 1, no traceback.
+# Configuration files that are wrong: one line that names file, key and remedy, no traceback; exit code 1, of run 2,
+# which systemd does not try again.
 from __future__ import annotations
 
 from pathlib import Path
@@ -99,14 +100,18 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str, file: Path) -> st
 @pytest.mark.parametrize(("content", "piece"), HOSTD)
 def test_hostd(content: str | bytes, piece: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "hostd.toml", content)
-    assert hostd.__main__.main(["--config", str(tmp_path / "hostd.toml"), "run"]) == 1
+    assert hostd.__main__.main(["--config", str(tmp_path / "hostd.toml"), "run"]) == 2
+    one_line(capsys, "slash32-hostd", tmp_path / "hostd.toml")
+    assert hostd.__main__.main(["--config", str(tmp_path / "hostd.toml"), "status"]) == 1
     assert piece in one_line(capsys, "slash32-hostd", tmp_path / "hostd.toml")
 
 
 @pytest.mark.parametrize(("content", "piece"), DISPATCHER)
 def test_dispatcher(content: str | bytes, piece: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "dispatcher.toml", content)
-    assert dispatcher.__main__.main(["run", "--config", str(tmp_path / "dispatcher.toml")]) == 1
+    assert dispatcher.__main__.main(["run", "--config", str(tmp_path / "dispatcher.toml")]) == 2
+    one_line(capsys, "slash32-dispatcher", tmp_path / "dispatcher.toml")
+    assert dispatcher.__main__.main(["key", "--config", str(tmp_path / "dispatcher.toml")]) == 1
     assert piece in one_line(capsys, "slash32-dispatcher", tmp_path / "dispatcher.toml")
 
 
@@ -114,9 +119,9 @@ def test_dispatcher(content: str | bytes, piece: str, tmp_path: Path, capsys: py
 def test_files_that_cannot_be_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "loop").symlink_to("loop")
     file = tmp_path / name
-    assert hostd.__main__.main(["run", "--config", str(file)]) == 1
+    assert hostd.__main__.main(["run", "--config", str(file)]) == 2
     one_line(capsys, "slash32-hostd", file)
-    assert dispatcher.__main__.main(["--config", str(file), "run"]) == 1
+    assert dispatcher.__main__.main(["--config", str(file), "run"]) == 2
     one_line(capsys, "slash32-dispatcher", file)
 
 

@@ -131,6 +131,14 @@ class NftTable:
             for family, dumped in dumps.items()
         )
 
+    def stands(self) -> bool:
+        """The skeleton does, whichever process owns it."""
+        dumps = self._dumps()
+        return all(
+            dumped is not None and self._keeps(dumped) and reading.skeleton_stands(dumped, self._skeletons[family])
+            for family, dumped in dumps.items()
+        )
+
     def _ours(self, dumped: Dump) -> bool:
         if not self._owned:
             return dumped.flags == 0
