@@ -104,10 +104,11 @@ class Kernel:
                 actual.taps[ifindex].group = link.group
             elif link.group & GROUP_MASK == self.guard.group_base:
                 actual.foreign_groups[ifindex] = link.group
+        neighbours: dict[int, list[tuple[bytes, bytes]]] = {}
         for neighbour in self.rtnl.neighbours():
-            tap = actual.taps.get(neighbour.ifindex)
-            if tap is not None:
-                tap.neighbours |= {(neighbour.address, neighbour.mac)}
+            neighbours.setdefault(neighbour.ifindex, []).append((neighbour.address, neighbour.mac))
+        for ifindex, admitted in actual.taps.items():
+            admitted.neighbours = frozenset(neighbours.get(ifindex, ()))
         for address in self.rtnl.tap_addresses():
             tap = actual.taps.get(address.ifindex)
             if tap is not None:
