@@ -96,3 +96,28 @@ def test_every_help_teaches(program: str) -> None:
 @pytest.mark.parametrize("program", PAGES)
 def test_the_manual_has_exit_codes(program: str) -> None:
     assert CODES.search(page(program).split(".SH EXIT STATUS\n")[1])
+
+
+@pytest.mark.parametrize("name", ["README.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/README.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (REPO / name).read_text())
+    assert [link for link in links if not (REPO / name).parent.joinpath(link).exists()] == []
+
+
+def test_the_index_has_every_page() -> None:
+    listed = set(re.findall(r"\]\(((?:man|decisions)/[^)]+)\)", (REPO / "docs/README.md").read_text()))
+    there = [path for room in ("man", "decisions") for path in (REPO / "docs" / room).iterdir()]
+    assert listed == {f"{path.parent.name}/{path.name}" for path in there}
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md"])
+def test_make_targets_exist(name: str) -> None:
+    named = set(re.findall(r"(?:^ *|`|\()make ([a-z-]+)", (REPO / name).read_text(), re.M))
+    targets = set(re.findall(r"^([a-z -]+):", (REPO / "Makefile").read_text(), re.M))
+    assert named and named <= {word for each in targets for word in each.split()}
+
+
+def test_the_changelog_has_this_version() -> None:
+    import slash32
+
+    assert f"## [{slash32.__version__}]" in (REPO / "CHANGELOG.md").read_text()
