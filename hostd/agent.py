@@ -265,14 +265,34 @@ class Agent:
 
     def settle(self) -> list[Failure]:
         """Bring the kernel to what is desired; acknowledge what the dispatcher sent."""
-        if self.changed:  # on disk before it is in the kernel
-            changed, self.changed = self.changed, set()
-            self.remember(changed)
+        self.write_down()
         dirty, self.dirty = self.dirty, Dirty()
         self.calc.desired.exempt = frozenset(self.exempt.seen.values())
         failures = self.settler.settle(dirty)
         self._acknowledge(failures)
         return failures
+
+    def resync(self) -> list[Failure]:
+        """The whole kernel is compared with what is desired."""
+        self.write_down()
+        return self.settler.resync()
+
+    def notifications_lost(self) -> list[Failure]:
+        for carrier in [local.carrier for local in self.locals if local.carrier is not None]:
+            link = self.settler.kernel.link(carrier.ifindex)
+            if link is None or link.name != carrier.tap:
+                self.link_gone(carrier.ifindex)
+        return self.resync()
+
+    def write_down(self) -> None:
+        """On disk before it is in the kernel."""
+        if self.changed:
+            changed, self.changed = self.changed, set()
+            self.remember(changed)
+
+    def knows_all(self) -> bool:
+        """The dispatcher was heard, also about what was asked of it: what is not desired now need not be there."""
+        return self.feed is None or (self._reachable() and not self.claims.open)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

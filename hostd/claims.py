@@ -56,6 +56,11 @@ class Claims:
                 self._refused.pop(key, None)
         return [(endpoint, refused.get(key, "")) for key, endpoint in asked.endpoints.items()]
 
+    @property
+    def open(self) -> bool:
+        """Something is still to be answered."""
+        return bool(self._asked)
+
     def lost(self) -> None:
         """The connection went: nothing that was asked will be answered."""
         self._asked.clear()

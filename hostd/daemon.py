@@ -138,6 +138,7 @@ class Daemon:
         notify("WATCHDOG=1")
         if self.settler.retry_due(now):
             self.settler.retry(now)
+        self._allow_pruning()
         self._write_status()
         if now - self._audited >= AUDIT:
             self._audited = now
@@ -173,13 +174,14 @@ class Daemon:
                     self.agent.held = reason
 
     def _allow_pruning(self) -> None:
-        """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard."""
+        """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard.
+        Else guests that run would be cut off until their claims are answered."""
         if self.ear.complete:
             self.settler.limits = self.settler.limits._replace(scanned=True)
             self.agent.everything_seen(time.monotonic())
-        if not self.settler.limits.prune and self.ear.complete and (self.feed is None or self.feed.in_sync):
+        if not self.settler.limits.prune and self.ear.complete and self.agent.knows_all():
             self.settler.limits = self.settler.limits._replace(prune=True)
-            self.settler.resync()
+            self.agent.resync()
 
     # -- the kernel -----------------------------------------------------------------------------------------------
 
@@ -187,12 +189,12 @@ class Daemon:
         try:
             events = self.monitor.read()
         except Overrun:
-            self.settler.resync()
+            self.agent.notifications_lost()
             return
         for event in events:
             if isinstance(event, kernel_says.RulesetChanged):
                 before = self.settler.counters.healed
-                self.settler.resync()
+                self.agent.resync()
                 repairs = self.settler.counters.healed - before
                 log.warning("%s (pid %d) changed our tables: %d repairs", event.program, event.process, repairs)
                 break

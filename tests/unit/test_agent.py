@@ -870,6 +870,41 @@ def test_a_host_that_remembers_nothing_looks_before_it_reports(rig: Rig) -> None
     assert [e.key for (e,) in rig.asked("report")] == [guest.key()]
 
 
+def test_who_remembers_nothing_deletes_nothing_before_its_claims_are_answered(rig: Rig) -> None:
+    """Else guests that run would be cut off for a moment."""
+    assert rig.agent.knows_all(), "the control"
+    guest = Guest(1, taps=["vnet1"])
+    rig.tap("vnet1")
+    rig.seen(guest)
+    assert not rig.agent.knows_all()
+    rig.answer()
+    assert rig.agent.knows_all()
+    rig.lose()
+    assert not rig.agent.knows_all()
+
+
+def test_what_changed_is_on_disk_before_a_resync_writes_it(rig: Rig) -> None:
+    guest, order = Guest(1, taps=["vnet1"]), []
+    rig.hook(guest, "prepare")
+    rig.answer()
+    rig.tap("vnet1")
+    rig.agent.remember = lambda keys: order.append((keys, len(rig.model.log)))
+    domain = parse_domain(guest.xml(), "qemu")
+    rig.agent.seen(domain, False, rig.now)
+    before = len(rig.model.log)
+    rig.agent.resync()
+    assert order == [({guest.key()}, before)] and len(rig.model.log) > before
+
+
+def test_when_notifications_were_lost_everything_is_looked_at(rig: Rig) -> None:
+    gone, stays = rig.start(Guest(1)), rig.start(Guest(2))
+    rig.untap(rig.index(gone.taps[0]), told=False)
+    rig.model.routes -= {r for r in rig.model.routes if r.oif == rig.index(stays.taps[0])}
+    assert rig.agent.notifications_lost() == []
+    assert rig.phase(gone) is Phase.RESERVED and not rig.routed(gone)
+    assert rig.is_open(stays) and rig.routed(stays) and list(rig.settler.pending()) == []
+
+
 def test_without_any_dispatcher_configured_new_guests_stay_isolated() -> None:
     rig = Rig(feed=False)
     guest = rig.start(Guest(1), grant=False)
