@@ -43,7 +43,8 @@ MODULES = """import sys
 sys.path.insert(0, sys.argv.pop(1))
 import hostd.__main__, hostd.daemon
 ours = ("hostd", "slash32", "__main__")
-print(*(name for name, module in sys.modules.items() if name.split(".")[0] not in ours and module.__spec__))
+found = {name: getattr(module, "__spec__", None) for name, module in sys.modules.items()}
+print(*(name for name, spec in found.items() if spec and name.split(".")[0] not in ours))
 """
 IMPORTS = """import importlib, sys
 for name in sys.argv[1:]:

@@ -116,11 +116,11 @@ class Kernel:
 
     def _read_routes(self, actual: Actual) -> None:
         extra = []
-        for route in sorted(self.rtnl.routes()):
-            if route.prefix in actual.routes:
-                extra.append(route)
-            else:
-                actual.routes[route.prefix] = route
+        for route in self.rtnl.routes():
+            have = actual.routes.setdefault(route.prefix, route)
+            if have is not route:
+                actual.routes[route.prefix] = min(have, route)
+                extra.append(max(have, route))
         actual.extra_routes = tuple(extra)
 
     # -- write ----------------------------------------------------------------------------------------------------

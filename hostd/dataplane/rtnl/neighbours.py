@@ -21,6 +21,7 @@ PROTOCOL = 132
 _NDA_DST = 1
 _NDA_LLADDR = 2
 _NDA_PROTOCOL = 12
+_WANTED = (_NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL)
 NUD_PERMANENT = 0x80
 
 _IFA_ADDRESS = 1
@@ -33,6 +34,7 @@ _SCOPE_LINK = 253
 _NEIGHBOUR = struct.Struct("=B3xiHBB")
 _ADDRESS = struct.Struct("=BBBBI")
 _OURS = bytes([PROTOCOL])
+_IFA_OURS = u8(_IFA_PROTO, PROTOCOL)
 
 
 def _family(address: bytes) -> int:
@@ -61,7 +63,7 @@ def decode_neighbour(body: bytes) -> Neighbour | None:
     family, ifindex, _, _, _ = _NEIGHBOUR.unpack_from(body)
     if family not in (AF_INET, AF_INET6):
         return None
-    found = attribute_map(body, 12)
+    found = attribute_map(body, 12, _WANTED)
     if found.get(_NDA_PROTOCOL) != _OURS or _NDA_DST not in found:
         return None
     return Neighbour(ifindex, found[_NDA_DST], found.get(_NDA_LLADDR, b""))
@@ -87,6 +89,8 @@ def address_dump_body() -> bytes:
 def decode_address(body: bytes) -> TapAddress | None:
     """None: not one of ours."""
     family, length, _, _, ifindex = _ADDRESS.unpack_from(body)
+    if _IFA_OURS not in body:  # most are not
+        return None
     found = attribute_map(body, 8)
     if family != AF_INET6 or found.get(_IFA_PROTO) != _OURS or _IFA_ADDRESS not in found:
         return None
