@@ -1,0 +1,217 @@
+# Sequences of states of a host, written by hand, and each also reversed, shuffled, with empty states in between, and
+# squashed: hostd comes from any of them to any other, and what it does then follows from the state alone.
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+
+from hostd.desired import Dirty
+from hostd.forwarding import Link
+from hostd.plan import Limits
+from hostd.ruleset import Guard
+from hostd.settle import Settler
+from hostd.state import Carrier, Local, Phase
+from slash32.model import Endpoint, SharedAddress
+from slash32.net import host_prefix, parse_address, parse_prefix
+from slash32.pack import AddressSet, Kind, ObjectKey, Value
+from slash32.policy import Action, Direction, Peer, Policy, Profile, Rule
+from tests.fake_kernel import FakeKernel, Model
+from tests.scenes import FULL, TAPS, Commit, Run, Scene, key, many, same
+
+IN, OUT = (Direction.INGRESS,), (Direction.EGRESS,)
+WEB, ALL = 'role == "web"', "all()"
+ALLOW, DENY = Rule(Action.ALLOW), Rule(Action.DENY)
+FROM_WEB = Rule(Action.ALLOW, 6, source=Peer(selector=WEB))
+NET = parse_prefix("10.66.0.0/26")
+
+
+class State(NamedTuple):
+    """Everything that counts: the dispatcher's objects and this host's guests."""
+
+    objects: dict[ObjectKey, Value] = {}
+    guests: tuple[Local, ...] = ()
+
+
+def policy(name: str, *rules: Rule, whom: str = ALL, order: int = 1) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.POLICY, name), Policy(name, whom, IN, order, rules)
+
+
+def members(selector: str, count: int, *prefixes: str) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.SET, selector), AddressSet(many(count), set(map(parse_prefix, prefixes)))
+
+
+def route(address: str, *hosts: str) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.ROUTE, parse_prefix(address)), hosts
+
+
+H2 = ObjectKey(Kind.HOST, "h2"), (parse_address("192.0.2.1"),)
+H2_MOVED = ObjectKey(Kind.HOST, "h2"), (parse_address("192.0.2.2"),)
+OPEN = ObjectKey(Kind.POLICY, "out"), Policy("out", ALL, OUT, None, egress=(ALLOW,))
+
+
+def guest(number: int, role: str = "web", phase: Phase = Phase.LIVE, tap: int = 0, **more: object) -> Local:
+    addresses = (parse_address(f"10.65.0.{number + 1}"), parse_address(f"fd00:65::{number + 1:x}"))
+    given = {"labels": {"role": role}, "addresses": addresses, **more}
+    endpoint = Endpoint(key(number), f"guest{number}", **given)  # type: ignore[arg-type]
+    index = tap or 100 + number
+    granted = endpoint if phase is Phase.LIVE else None
+    return Local(endpoint, "qemu", phase, Carrier(f"vnet{index}", index), granted)
+
+
+def isolated(number: int) -> Local:
+    return replace(guest(number), accepted=None)
+
+
+P, PROFILED = ObjectKey(Kind.PROFILE, "p"), (guest(0, profiles=("p",)),)
+VIP = {"shared": (SharedAddress(parse_address("10.9.0.9"), "vip"),)}
+SEQUENCES: dict[str, list[State]] = {
+    "guests come and go": [
+        State(dict([OPEN]), (guest(0),)), State(dict([OPEN]), (guest(0), guest(1))), State(dict([OPEN]), (guest(1),)),
+        State(dict([OPEN]), (guest(0, tap=200), guest(1))), State(dict([OPEN]), (isolated(0), guest(1))),
+    ],
+    "a guest changes": [
+        State(dict([OPEN]), (guest(0),)), State(dict([OPEN]), (guest(0, "db"),)),
+        State(dict([OPEN]), (guest(0, prefixes=(NET,)),)),
+        State(dict([OPEN]), (guest(0, addresses=(), **VIP),)),
+        State(dict([OPEN]), (guest(0, **VIP),)), State(dict([OPEN]), (guest(0, profiles=("p",)),)),
+    ],
+    "policies change": [
+        State(dict([policy("a", ALLOW)]), (guest(0), guest(1, "db"))),
+        State(dict([policy("a", DENY), policy("b", ALLOW)]), (guest(0), guest(1, "db"))),
+        State(dict([policy("b", ALLOW, order=0), policy("a", DENY)]), (guest(0), guest(1, "db"))),
+        State(dict([policy("b", ALLOW, whom=WEB)]), (guest(0), guest(1, "db"))),
+        State(dict([policy("b", FROM_WEB), members(WEB, 3)]), (guest(0), guest(1, "db"))),
+    ],
+    "a set grows through its sizes": [
+        State(dict([policy("a", FROM_WEB), members(WEB, count, *nets)]), (guest(0),))
+        for count, nets in ((0, ()), (3, ()), (3, ("10.66.0.0/26",)), (129, ()), (600, ("10.66.0.0/24",)))
+    ],
+    "two policies share a set, then one does, then none": [
+        State(dict([policy("a", FROM_WEB), policy("b", FROM_WEB), members(WEB, 300)]), (guest(0),)),
+        State(dict([policy("b", FROM_WEB), members(WEB, 300)]), (guest(0),)),
+        State(dict([policy("b", ALLOW)]), (guest(0),)),
+    ],
+    "a migration to here": [
+        State(dict([OPEN, H2, route("10.65.0.1", "h2")]), ()),
+        State(dict([OPEN, H2, route("10.65.0.1", "h2")]), (guest(0, phase=Phase.INCOMING),)),
+        State(dict([OPEN, H2, route("10.65.0.1", "h2")]), (guest(0, phase=Phase.ARRIVED),)),
+        State(dict([OPEN, H2, route("10.65.0.1", "h1")]), (guest(0),)),
+    ],
+    "routes to elsewhere": [
+        State(dict([H2, route("10.65.0.9", "h2")])), State(dict([H2_MOVED, route("10.65.0.9", "h2")])),
+        State(dict([H2, route("10.65.0.9", "h1", "h2")])), State(dict([route("10.65.0.9", "h2")])),
+        State(dict([H2, route("10.65.0.1", "h2")]), (guest(0),)),
+        State(dict([H2, route("10.9.0.9", "h2")]), (guest(0, **VIP),)),
+    ],
+    "a shared address on one, two, one": [
+        State(dict([OPEN]), (guest(0, **VIP),)), State(dict([OPEN]), (guest(0, **VIP), guest(1, **VIP))),
+        State(dict([OPEN]), (guest(1, **VIP),)),
+    ],
+    "profiles": [
+        State({}, PROFILED), State({P: Profile("p", (ALLOW,))}, PROFILED),
+        State({P: Profile("p", (ALLOW,), labels={"env": "x"})}, PROFILED),
+        State(dict([policy("a", DENY)]) | {P: Profile("p", (ALLOW,))}, PROFILED),
+    ],
+}  # fmt: skip
+
+
+def shuffled(states: Sequence[State]) -> list[State]:
+    mixed = list(states) * 2
+    random.Random(len(states)).shuffle(mixed)
+    return mixed
+
+
+VARIANTS: dict[str, Callable[[Sequence[State]], list[State]]] = {
+    "as written": list,
+    "reversed": lambda s: list(s)[::-1],
+    "shuffled": shuffled,
+    "with empty states": lambda s: [x for state in s for x in (state, State())],
+    "each twice": lambda s: [x for state in s for x in (state, state)],
+}
+
+
+class Walk:
+    def __init__(self) -> None:
+        self.scene = Scene()
+        self.model = Model(links={i: Link(i, f"vnet{i}", 0, bytes(6), True) for i in TAPS})
+        self.settler = Settler(FakeKernel(self.model), self.scene.calc, Limits(Guard().group_base), ("vnet",))
+        self.settler.resync()
+
+    def become(self, state: State) -> None:
+        gone = self.scene.content.keys() - state.objects.keys()
+        values = [*((at, None) for at in gone), *state.objects.items()]
+        if values:
+            self.scene.take(Commit(tuple(values)))
+        wanted = {local.endpoint.key: local for local in state.guests}
+        for number in range(4):
+            if self.scene.locals.get(key(number)) != wanted.get(key(number)):
+                self.scene.take(Run(number, wanted.get(key(number))))
+
+    def settle(self) -> None:
+        self.scene.rest()
+        dirty, self.scene.dirty = self.scene.dirty, Dirty()
+        self.settler.settle(dirty)
+
+    def check(self, state: State) -> None:
+        assert self.settler.failures() == [] and list(self.settler.pending()) == []
+        same(self.scene.calc.desired, self.scene.fresh().desired)
+        opened = {i for i, link in self.model.links.items() if link.group}
+        assert opened == {x.carrier.ifindex for x in state.guests if x.carrier and x.connected}
+
+
+WAYS = list(itertools.product(SEQUENCES, VARIANTS))
+
+
+@pytest.mark.parametrize(("sequence", "variant"), WAYS)
+def test_each_state_is_settled_on_the_way(sequence: str, variant: str) -> None:
+    walk = Walk()
+    for state in VARIANTS[variant](SEQUENCES[sequence]):
+        walk.become(state)
+        walk.settle()
+        walk.check(state)
+
+
+@pytest.mark.parametrize(("sequence", "variant"), WAYS)
+def test_squashed_only_the_last_state_counts(sequence: str, variant: str) -> None:
+    walk = Walk()
+    states = VARIANTS[variant](SEQUENCES[sequence])
+    for state in states:
+        walk.become(state)
+    walk.settle()
+    walk.check(states[-1])
+
+
+def test_from_any_state_to_any_other() -> None:
+    walk, states = Walk(), [state for sequence in SEQUENCES.values() for state in sequence]
+    pairs = list(itertools.permutations(range(len(states)), 2))
+    random.Random(1).shuffle(pairs)
+    for one, other in pairs if FULL else pairs[:100]:
+        for state in (states[one], states[other]):
+            walk.become(state)
+            walk.settle()
+            walk.check(state)
+
+
+def test_a_state_of_rest_writes_nothing() -> None:
+    walk = Walk()
+    for state in SEQUENCES["policies change"]:
+        walk.become(state)
+        walk.settle()
+        before = walk.model.writes
+        walk.become(state)
+        walk.settle()
+        walk.settler.resync()
+        assert walk.model.writes == before
+
+
+def test_a_route_to_a_guest_of_this_host_is_to_its_tap() -> None:
+    walk = Walk()
+    walk.become(State(dict([H2, route("10.65.0.1", "h2")]), (guest(0),)))
+    walk.settle()
+    (found,) = [r for r in walk.model.routes if r.prefix == host_prefix(parse_address("10.65.0.1"))]
+    assert found.oif == 100 and found.via is None
