@@ -151,3 +151,19 @@ def test_a_broken_configuration_is_seen_in_systemctl_status(site: Site, name: st
         node.write(file, good)
         product.restart(node, unit)
     product.wait_in_sync(site.rack)
+
+
+def test_the_installed_completion(site: Site, guests: tuple[Guest, Guest]) -> None:
+    def complete(*words: str) -> list[str]:
+        typed = " ".join(f"'{word}'" for word in words)
+        script = f"""
+            . /usr/share/bash-completion/completions/slash32
+            COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}
+            _slash32_completion slash32; printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        return site.d1.sh(script).split()
+
+    assert complete("slash32", "val") == ["validate"]
+    assert "globalnetworkpolicies" in complete("slash32", "get", "g")
+    assert complete("slash32", "describe", "ep", "left") == [guests[0].name]
+    assert complete("slash32", "adopt", "h") == ["h1", "h2"]
