@@ -33,12 +33,14 @@ _TAP6 = (
     ("forwarding", "1"),
     ("disable_ipv6", "0"),  # last: where the host's default is 1, v6 begins here with all of the above
 )
-# Every guest is a neighbour; the kernel's own limit (1,024) is reached at about 1,017 of them.
+# Every guest is a neighbour; the kernel's own limit (1,024) is reached at about 1,017 of them. Its limit of tracked
+# connections (at most 262,144) is that of four guests at theirs (conn_limit): a few would close the host to all others.
 _MINIMUM = (
-    ("gc_thresh1", 8192),
-    ("gc_thresh2", 32768),
-    ("gc_thresh3", 65536),
-)
+    *((f"{version}/neigh/default/{name}", least)
+      for version in ("ipv4", "ipv6")
+      for name, least in (("gc_thresh3", 65536), ("gc_thresh2", 32768), ("gc_thresh1", 8192))),
+    ("netfilter/nf_conntrack_max", 1 << 20),
+)  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -99,19 +101,21 @@ def tap_sysctls(name: str, ipv6: bool = True) -> tuple[Setting, ...]:
 
 
 def host_sysctls() -> tuple[Setting, ...]:
-    """What the host as a whole lacks now: limits are raised, never lowered. Empty where the system does not show them
-    (a network namespace other than the first has none of its own)."""
+    """What the host as a whole lacks now: limits are raised, never lowered. Empty where the system does not show them,
+    or not for writing (a network namespace other than the first has none of its own)."""
     lacking = []
-    for version in ("ipv4", "ipv6"):
-        for name, least in reversed(_MINIMUM):
-            key = f"{version}/neigh/default/{name}"
-            try:
-                now = int(read(key))
-            except FileNotFoundError:
-                continue
-            if now < least:
-                lacking.append(Setting(key, str(least)))
+    for key, least in _MINIMUM:
+        try:
+            now = int(read(key))
+        except FileNotFoundError:
+            continue
+        if now < least and writable(key):
+            lacking.append(Setting(key, str(least)))
     return tuple(lacking)
+
+
+def writable(key: str) -> bool:
+    return os.access(_path(key), os.W_OK)
 
 
 def check_interface(name: str) -> str:

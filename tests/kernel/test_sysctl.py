@@ -66,7 +66,11 @@ def test_without_ipv6_its_settings_are_left_out() -> None:
 
 
 def test_limits_are_raised_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {"ipv4/neigh/default/gc_thresh3": "1024", "ipv4/neigh/default/gc_thresh1": "100000"}
+    held = {
+        "ipv4/neigh/default/gc_thresh3": "1024",
+        "ipv4/neigh/default/gc_thresh1": "100000",
+        "netfilter/nf_conntrack_max": "262144",
+    }
 
     def read(key: str) -> str:
         if key not in held:
@@ -74,4 +78,17 @@ def test_limits_are_raised_never_lowered(monkeypatch: pytest.MonkeyPatch) -> Non
         return held[key]
 
     monkeypatch.setattr(sysctl, "read", read)
-    assert sysctl.host_sysctls() == (Setting("ipv4/neigh/default/gc_thresh3", "65536"),)
+    monkeypatch.setattr(sysctl, "writable", lambda key: True)
+    neighbours = Setting("ipv4/neigh/default/gc_thresh3", "65536")
+    flows = Setting("netfilter/nf_conntrack_max", "1048576")
+    assert sysctl.host_sysctls() == (neighbours, flows)
+    monkeypatch.setattr(sysctl, "writable", lambda key: "neigh" in key)
+    assert sysctl.host_sysctls() == (neighbours,)
+
+
+def test_only_the_first_namespace_has_the_limit_of_tracked_flows(netns: Namespace) -> None:
+    chain = "chain c { type filter hook forward priority 0; ct state new accept; }"
+    run("nft", "-f", "-", stdin=f"table inet x {{ {chain}; }}")
+    assert not sysctl.writable("netfilter/nf_conntrack_max")
+    assert sysctl.writable("ipv4/ip_forward")
+    assert sysctl.host_sysctls() == ()
