@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from slash32.net import Address, Prefix, host_prefix
@@ -14,7 +14,7 @@ from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, attr, attribut
 
 _GET, _DELETE = 0x101, 0x102
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
-_TUPLE_IP = 1
+_TUPLE_IP, _TUPLE_PROTOCOL, _PROTOCOL_NUMBER = 1, 2, 1
 _SOURCE = {4: 1, 16: 3}  # attribute of a source address by its width
 _BY_SOURCE = 1  # flag of the filter
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
@@ -39,6 +39,23 @@ class Flows:
             self._delete(found)
         return len(found)
 
+    def forget_but_tcp(self, owned: Collection[Address | Prefix]) -> int:
+        """What may have begun while these had no filter, and begins anew with its next packet if it may: TCP does not,
+        and stays. One walk, for however many. Raises OSError."""
+        singles = {each for each in owned if not isinstance(each, Prefix)}
+        prefixes = [each for each in owned if isinstance(each, Prefix)]
+        found = set()
+        for family, width in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
+            for reply in self._socket.dump(_GET, _head(family)):
+                fields = attribute_map(reply.body, 4)
+                ends = {_source(fields.get(side, b""), width) for side in (_TUPLE_ORIG, _TUPLE_REPLY)}
+                theirs = singles & ends or any(p.contains(end) for p in prefixes for end in ends)
+                if theirs and _protocol(fields[_TUPLE_ORIG]) != socket.IPPROTO_TCP:
+                    found.add(_name(family, fields))
+        if found:
+            self._delete(found)
+        return len(found)
+
     def _of(self, prefixes: list[Prefix]) -> Iterator[bytes]:
         """What names each flow, as a request wants it. Of one family."""
         if not prefixes:
@@ -50,8 +67,7 @@ class Flows:
                 fields = attribute_map(reply.body, 4)
                 sides = [_source(fields.get(side, b""), width) for side in (_TUPLE_ORIG, _TUPLE_REPLY)]
                 if any(prefix.contains(source) for source in sides for prefix in prefixes):
-                    kept = b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
-                    yield head + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG]) + kept
+                    yield _name(head[0], fields)
 
     def _delete(self, entries: set[bytes]) -> None:
         first = self._socket.reserve(len(entries))
@@ -60,6 +76,16 @@ class Flows:
         for refusal in self._socket.exchange(b"".join(batch), last):
             if refusal.errno != errno.ENOENT:  # it ended by itself
                 raise OSError(refusal.errno, str(refusal))
+
+
+def _name(family: int, fields: Mapping[int, bytes]) -> bytes:
+    """Of one flow, as a request wants it."""
+    kept = b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
+    return _head(family) + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG]) + kept
+
+
+def _protocol(side: bytes) -> int:
+    return attribute_map(attribute_map(side).get(_TUPLE_PROTOCOL, b"")).get(_PROTOCOL_NUMBER, b"\0")[0]
 
 
 def _head(family: int) -> bytes:

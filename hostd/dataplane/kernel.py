@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 
+from slash32.net import Address, Prefix
+
 from ..desired import Actual, Admitted, ClassChains, Dirty
 from ..forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress
 from ..plan import (
@@ -130,7 +132,9 @@ class Kernel:
         refused = self._links(todo.close, actual)
         haunted = self._end_old_flows(todo.filter, actual)
         refused += haunted.values()
+        bare = [op for op in todo.filter if isinstance(op, Admit) and _bare(op.ifindex, actual)]
         refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
+        refused += self._end_leaked_flows(bare)
         unready = {op.ifindex for op in todo.filter if isinstance(op, Admit) and not _admitted(op, actual)}
         refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
         unset = {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
@@ -159,6 +163,18 @@ class Kernel:
                     why = f"flows that its addresses had before: {error}"
                     refused[id(op)] = Refused(self._tap_name(op.ifindex), why, Dirty(taps={op.ifindex}))
         return refused
+
+    def _end_leaked_flows(self, healed: Sequence[Admit]) -> list[Refused]:
+        """Of taps that had lost their filter, and have it again: what began meanwhile is not to go on for that."""
+        owned: list[Address | Prefix] = [address for op in healed for address in op.addresses]
+        owned += [prefix for op in healed for prefix in op.prefixes]
+        try:
+            if owned:
+                self.flows.forget_but_tcp(owned)
+        except OSError as error:
+            taps = {op.ifindex for op in healed}
+            return [Refused("flows", f"begun while there was no filter: {error}", Dirty(taps=taps))]
+        return []
 
     def end_flows(self, of: Admit) -> None:
         """Raises OSError."""
@@ -238,6 +254,12 @@ def _unused(ifindex: int, actual: Actual) -> bool:
     """No guest was ever let in here."""
     tap = actual.taps.get(ifindex, Admitted())
     return not (tap.addresses or tap.prefixes or tap.group or ifindex in actual.foreign_groups)
+
+
+def _bare(ifindex: int, actual: Actual) -> bool:
+    """A guest was let in here, and its filter is gone."""
+    tap = actual.taps.get(ifindex, Admitted())
+    return not (tap.addresses or tap.prefixes or _unused(ifindex, actual))
 
 
 def _is_gateway(op: Operation, of: Set[int]) -> bool:

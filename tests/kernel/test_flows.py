@@ -56,6 +56,20 @@ def test_all_flows_of_an_address_and_no_others(flows: Flows, owned: list[bytes],
     assert flows.forget(owned) == 0
 
 
+@pytest.mark.parametrize("owned", ["10.65.0.2", "10.65.0.2/32", "fd00:65::2", "fd00:65::2/128"])
+def test_all_but_tcp(flows: Flows, owned: str) -> None:
+    thing = parse_prefix(owned) if "/" in owned else parse_address(owned)
+    ends = ("10.65.0.2", "10.65.0.3") if "." in owned else ("fd00:65::2", "fd00:65::3")
+    for source, target in (ends, ends[::-1]):
+        words = f"-I -p tcp -s {source} -d {target} --sport 1000 --dport 2000 -t 60 --state ESTABLISHED"
+        run("conntrack", *words.split())
+    assert flows.forget_but_tcp([thing]) == 2
+    assert tracked() == set(FLOWS) - {ends, ends[::-1]}
+    family = "ipv4" if "." in owned else "ipv6"
+    assert run("conntrack", "-L", "-f", family, "-p", "tcp").count("ESTABLISHED") == 2
+    assert flows.forget_but_tcp([thing]) == 0
+
+
 def test_an_address_before_translation_too(flows: Flows) -> None:
     """A guest behind natOutgoing, or one that is reached through another address."""
     for words in ("-s 10.65.0.7 -d 192.0.2.1 --src-nat 10.99.0.1", "-s 192.0.2.9 -d 10.99.0.1 --dst-nat 10.65.0.7"):
