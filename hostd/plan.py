@@ -352,7 +352,6 @@ def describe(op: FilterOp | LinkOp) -> str:
             return f"{_verb(op)} set {name}"
         case PutChain(name) | DelChain(name):
             return f"{_verb(op)} chain {name}"
-    return f"{type(op).__name__} {op[0]}"
 
 
 def _verb(op: FilterOp | LinkOp) -> str:
