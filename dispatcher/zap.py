@@ -54,8 +54,10 @@ class Zap:
     def _unknown(self, key: str, address: bytes, now: float) -> None:
         if now - self._logged.get(key, -_AGAIN) < _AGAIN:
             return
-        if len(self._logged) >= _REMEMBERED:
-            self._logged.clear()
+        if len(self._logged) >= _REMEMBERED:  # keys cost a stranger nothing: he does not fill the journal with them
+            self._logged = {known: said for known, said in self._logged.items() if now - said < _AGAIN}
+            if len(self._logged) >= _REMEMBERED:
+                return
         self._logged[key] = now
         where = quoted(address[:64].decode(errors="replace"))
         log.warning("unknown key %s from %s: denied; a host of yours? apply a Host with this publicKey", key, where)

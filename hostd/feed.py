@@ -117,7 +117,7 @@ class Feed:
             s.close()
             raise ValueError(f"dispatcher key {self.config.server_key!r} is not 40 characters of Z85") from None
         for option, value in (
-            (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 1000), (zmq.IMMEDIATE, 1),
+            (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 64), (zmq.IMMEDIATE, 1),
             (zmq.HANDSHAKE_IVL, 10_000), (zmq.CONNECT_TIMEOUT, 5_000), (zmq.RECONNECT_IVL, 100),
             (zmq.RECONNECT_IVL_MAX, 5_000), (zmq.HEARTBEAT_IVL, 5_000), (zmq.HEARTBEAT_TIMEOUT, 15_000),
             (zmq.HEARTBEAT_TTL, 15_000), (zmq.IPV6, 1),

@@ -1,4 +1,4 @@
-# A registered hypervisor that turned: what it says in any number and size costs itself, not the others.
+# A registered hypervisor that turned, or a stranger: what it says in any number and size costs itself, not the others.
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from dispatcher import core as cores
 from dispatcher import operators
 from dispatcher.core import Core
 from dispatcher.store import Store
+from dispatcher.zap import Zap
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address, parse_address, parse_prefix
@@ -127,3 +128,22 @@ def test_a_host_is_no_next_hop_by_an_address_that_nobody_can_have(core: Core, cl
     good = parse_address("192.0.2.1"), parse_address("2001:db8::1")
     _hello(core, 1, *good)
     assert core.registry.next_hops("h1") == good
+
+
+def test_a_stranger_does_not_fill_the_journal(caplog: pytest.LogCaptureFixture) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    zap = Zap(context)
+
+    def knock(number: int, now: float) -> None:
+        credentials = number.to_bytes(32, "big")
+        assert not zap._user([b"1.0", b"1", b"slash32", b"192.0.2.1", b"", b"CURVE", credentials], {}, now)
+
+    try:
+        for number in range(3000):
+            knock(number, 0.0)
+        assert len(caplog.messages) == 1000
+        knock(9999, 3601.0)
+        assert len(caplog.messages) == 1001, "an hour later there is room again"
+    finally:
+        zap.socket.close()
+        context.term()
