@@ -109,12 +109,12 @@ class Kernel:
         neighbours: dict[int, list[tuple[bytes, bytes]]] = {}
         for neighbour in self.rtnl.neighbours():
             neighbours.setdefault(neighbour.ifindex, []).append((neighbour.address, neighbour.mac))
+        gateways = {address.ifindex for address in self.rtnl.tap_addresses()}
+        for ifindex in (neighbours.keys() | gateways) - actual.taps.keys():  # what is left of an endpoint is ours, too
+            actual.taps[ifindex] = Admitted(group=actual.foreign_groups.pop(ifindex, 0))
         for ifindex, admitted in actual.taps.items():
             admitted.neighbours = frozenset(neighbours.get(ifindex, ()))
-        for address in self.rtnl.tap_addresses():
-            tap = actual.taps.get(address.ifindex)
-            if tap is not None:
-                tap.gateway = tap.sysctls = True  # written together; sysctls are audited on a timer
+            admitted.gateway = admitted.sysctls = ifindex in gateways  # written together; sysctls are audited
 
     def _read_routes(self, actual: Actual) -> None:
         extra = []

@@ -10,8 +10,9 @@ from tests.fake_kernel import Model
 class Moments:
     """Made when the old state stands and the new one is known; watches every change that packets could see."""
 
-    def __init__(self, model: Model, desired: Desired) -> None:
-        self.model, self.desired = model, desired
+    def __init__(self, model: Model, desired: Desired, smooth: bool = True) -> None:
+        """`smooth`: nothing is refused."""
+        self.model, self.desired, self.smooth = model, desired, smooth
         self.groups = {ifindex: link.group for ifindex, link in model.links.items()}
         self.classes = dict(model.tables.classes)
         self.carried = self._carried(model)
@@ -45,6 +46,11 @@ class Moments:
         for name in chains:
             assert [*map(fingerprint, model.tables.chains[name])] == [*map(fingerprint, self.desired.chains[name])]
         assert shall.name in model.sysctls, "opened before its interface was set up"
+        if self.smooth:
+            near = {n.address for n in model.neighbours if n.ifindex == ifindex}
+            assert near >= set(shall.addresses), "opened before its neighbours were known"
+            own = {prefix for prefix, route in self.desired.routes.items() if route.oif == ifindex}
+            assert own <= {r.prefix for r in model.routes if r.oif == ifindex}, "opened before it was routed"
 
     def close_first(self) -> None:
         """Every tap that is withdrawn is closed before anything else happens."""

@@ -209,6 +209,24 @@ def test_a_state_of_rest_writes_nothing() -> None:
         assert walk.model.writes == before
 
 
+def test_there_is_no_way_to_a_guest_of_this_host_that_is_not_here() -> None:
+    """Its address is this host's, as far as the dispatcher knows: not by itself around the corner."""
+    walk, here = Walk(), (ObjectKey(Kind.HOST, "h1"), (parse_address("192.0.2.254"),))
+    walk.become(State(dict([here, H2, route("10.65.0.1", "h1"), route("10.65.0.2", "h1", "h2")])))
+    walk.settle()
+    assert {(str(r.prefix), r.via) for r in walk.model.routes if not r.oif} == {("10.65.0.2/32", H2[1][0])}
+
+
+def test_a_guest_is_given_an_address_more() -> None:
+    walk = Walk()
+    for prefixes in ((), (NET,), ()):
+        state = State(dict([OPEN]), (guest(0, prefixes=prefixes),))
+        walk.become(state)
+        walk.settle()
+        walk.check(state)
+        assert {g[2] for g in walk.model.tables.grants} >= set(prefixes)
+
+
 def test_a_route_to_a_guest_of_this_host_is_to_its_tap() -> None:
     walk = Walk()
     walk.become(State(dict([H2, route("10.65.0.1", "h2")]), (guest(0),)))
