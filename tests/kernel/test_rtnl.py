@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from netns import Namespace, run
+from netns import Namespace, eventually, run
 
 from hostd.dataplane.rtnl import Rtnl
 from hostd.forwarding import (
@@ -113,6 +113,8 @@ def test_what_is_written_is_read_back_twice_the_same_and_can_be_deleted_twice(rt
 
 
 def test_a_change_does_nothing_else(rtnl: Rtnl, netns: Namespace) -> None:
+    links = len(rtnl.links()) - 1  # without lo
+    eventually(lambda: netns.ip("-6 -o addr show scope link -tentative").count("fe80::") == links, "links have settled")
     before = [netns.ip(f"-d {what}") for what in ("route show table all", "-6 route show table all", "neigh", "addr")]
     assert rtnl.change([]) == []
     items = everything(index(rtnl, "vnet0"), index(rtnl, "vnet1"))
