@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from slash32.model import Endpoint, EndpointKey
-from slash32.net import host_prefix
 from slash32.sync import Replica
 from slash32.tag import Domain, Nic, quote
 from slash32.wire import Failure
@@ -18,12 +17,10 @@ from .calc import Calculation
 from .claims import Claims, reportable
 from .desired import Dirty
 from .settle import Settler
+from .starting import Answer, Waiting, conflict, outside
 from .state import Local, Locals, Phase, isolate_ungranted, without_carrier
 
 log = logging.getLogger("slash32.hostd")
-
-CLAIM_WAIT = 3.0  # seconds `virsh start` waits for the dispatcher's word on an address
-
 
 class Feed(Protocol):
     """The dispatcher, as hostd.feed has it."""
@@ -40,18 +37,6 @@ class Feed(Protocol):
     def release(self, key: EndpointKey) -> int: ...
     def report(self, endpoints: Iterable[Endpoint]) -> int: ...
     def ack(self, revision: int, failures: Iterable[Failure]) -> None: ...
-
-
-Answer = Callable[[int, str], None]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A `prepare` hook whose guest may not start before its addresses are granted."""
-
-    keys: set[EndpointKey]
-    answer: Answer
-    until: float
 
 
 @dataclass(slots=True)
@@ -79,7 +64,7 @@ class Agent:
         self.knows = True  # what runs here; a host that remembers nothing must look first (`everything_seen`)
         self.generation = 0  # moves on whenever an endpoint or what is said of it changes
         self.held = ""  # why the dispatcher's word is not followed, if it is not
-        self._waiting: list[_Waiting] = []
+        self._waiting = Waiting()
         self._revision: int | None = None  # to be acknowledged once settled
         self._told: list[Failure] = []  # with the last acknowledgement
 
@@ -87,7 +72,8 @@ class Agent:
 
     def prepare(self, domain: Domain, answer: Answer, now: float) -> None:
         """Check and reserve. Refuses with one line what could not be connected as its tag says."""
-        refusal = self._check(domain)
+        elsewhere = None if self._reachable() else self.calc
+        refusal = outside(domain, self.guard_prefixes) or conflict(domain, self.locals, elsewhere)
         if refusal is not None:
             answer(1, refusal)
             return
@@ -107,11 +93,11 @@ class Agent:
         if not keys or not self._reachable():
             answer(0, "")
             return
-        self._waiting.append(_Waiting(keys, answer, now + CLAIM_WAIT))
+        self._waiting.add(keys, answer, now)
 
     def incoming(self, domain: Domain, answer: Answer) -> None:
         """A live migration arrives: filter, but neither route nor claim before the guest runs here."""
-        refusal = self._outside(domain) or self._conflict(domain)
+        refusal = outside(domain, self.guard_prefixes) or conflict(domain, self.locals)
         if refusal is not None:
             answer(1, refusal)
             return
@@ -219,9 +205,7 @@ class Agent:
 
     def disconnected(self) -> None:
         self.claims.lost()
-        for waiting in self._waiting:
-            waiting.answer(0, "")
-        self._waiting.clear()
+        self._waiting.let_all_start()
         self._isolate_if_alone()
 
     def applied(self, revision: int, dirty: Dirty) -> None:
@@ -245,7 +229,7 @@ class Agent:
             if message and message != local.problem:
                 log.warning("%s: %s", quote(endpoint.domain), message)
             if local.endpoint == endpoint:  # else it was re-tagged meanwhile, and that is still to be answered
-                self._wake(endpoint.key, message)
+                self._waiting.answered(local.endpoint, message)
 
     def claim_due(self, now: float) -> None:
         if self.feed is None or not self._reachable():
@@ -256,9 +240,7 @@ class Agent:
     # -- time -----------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        for waiting in [w for w in self._waiting if now >= w.until]:
-            self._waiting.remove(waiting)
-            waiting.answer(0, "")  # it starts isolated and is connected when the answer comes
+        self._waiting.expire(now)
         if self.claims.overdue(now):
             self._isolate_if_alone(overdue=True)
         self.claim_due(now)
@@ -332,7 +314,7 @@ class Agent:
         self.dirty.merge(self.calc.local_changed(key))
         if self.feed is not None and self.feed.connected and local.phase is not Phase.INCOMING:
             self.feed.release(key)
-        self._wake(key, "")
+        self._waiting.answered(local.endpoint, "")
 
     def _carry(self, endpoint: Endpoint, nic: Nic, driver: str, runs: bool = True) -> None:
         carrier = self.settler.carrier(nic.target) if nic.target is not None else None
@@ -354,36 +336,6 @@ class Agent:
         problem = "" if local.accepted == endpoint else local.problem
         carrier = carrier or local.carrier
         self._put(replace(local, endpoint=endpoint, phase=phase, carrier=carrier, problem=problem))
-
-    def _check(self, domain: Domain) -> str | None:
-        return self._outside(domain) or self._conflict(domain, elsewhere=not self._reachable())
-
-    def _conflict(self, domain: Domain, elsewhere: bool = False) -> str | None:
-        for endpoint, _ in domain.endpoints:
-            conflict = self.locals.conflict(endpoint)
-            if conflict is None and elsewhere:
-                conflict = self._known_elsewhere(endpoint)
-            if conflict is not None:
-                return f"{quote(endpoint.domain)}: {conflict}"
-        return None
-
-    def _outside(self, domain: Domain) -> str | None:
-        for _, nic in domain.endpoints:
-            if nic.target is not None and not nic.target.startswith(self.guard_prefixes):
-                wanted = ", ".join(f"{p}*" for p in self.guard_prefixes)
-                return (
-                    f"{quote(domain.name)}: interface {nic.mac}: target dev {quote(nic.target)} is outside the guarded "
-                    f"names ({wanted}): leave out <target dev>, or add its prefix to guard_prefixes in hostd.toml"
-                )
-        return None
-
-    def _known_elsewhere(self, endpoint: Endpoint) -> str | None:
-        """With no dispatcher to ask, the last known routes tell who has an address."""
-        for prefix in (*map(host_prefix, endpoint.addresses), *endpoint.prefixes):
-            others = [h for h in self.calc.world.routes.get(prefix, ()) if h != self.calc.host]
-            if others:
-                return f"{prefix} is in use on host {others[0]}, as far as is known without a dispatcher"
-        return None
 
     def _isolate_if_alone(self, overdue: bool = False) -> None:
         if overdue or not self._reachable():
@@ -408,13 +360,3 @@ class Agent:
         failed = {f.object: f.message for f in failures}
         message = failed.get(f"tap {local.carrier.tap}")
         return f"{quote(local.endpoint.domain)}: the kernel refused it: {message}" if message else None
-
-    def _wake(self, key: EndpointKey, refusal: str) -> None:
-        for waiting in [w for w in self._waiting if key in w.keys]:
-            waiting.keys.discard(key)
-            if refusal or not waiting.keys:
-                self._waiting.remove(waiting)
-                local = self.locals.get(key)
-                name = quote(local.endpoint.domain) + ": " if local is not None else ""
-                waiting.answer(1 if refusal else 0, name + refusal if refusal else "")
-

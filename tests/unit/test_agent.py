@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hostd.agent import CLAIM_WAIT, Agent
+from hostd.agent import Agent
 from hostd.claims import GRACE, RETRY
 from hostd.ear import Ear
 from hostd.forwarding import Link
@@ -17,6 +17,7 @@ from hostd.plan import Limits
 from hostd.ruleset import Guard
 from hostd.settle import Settler
 from hostd.sightings import BadTag, Gone, How, Runs, Scanned, Seen, Stopped, Suspended
+from hostd.starting import CLAIM_WAIT
 from hostd.state import Phase
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import host_prefix, parse_address

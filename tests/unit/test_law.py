@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 PURE = {
     "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast",
-    "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle agent operations"
+    "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle starting agent operations"
     " sightings status",
     "dispatcher": "registry fanout ownership live",
 }
