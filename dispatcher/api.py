@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from slash32.errors import Slash32Error, quoted
 
@@ -71,7 +72,7 @@ class Api:
             web.post("/v1/adopt", self._adopt),
             web.get("/v1/openapi.json", _openapi),
         ])  # fmt: skip
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, logger=_journal())
         await self._runner.setup()
         old = os.umask(0o117)  # 0660 from its first moment
         try:
@@ -132,6 +133,18 @@ class Api:
         if not 0 <= seconds <= MAX_WAIT:
             raise operators.Refused(400, f"wait={quoted(wait, 64)} is not a number of seconds from 0 to {MAX_WAIT:.0f}")
         return _json(await asyncio.wrap_future(self._dispatcher.wait(int(number), seconds)))
+
+
+def _journal() -> logging.Logger:
+    """aiohttp's words, but for those about what a client said wrong or did not wait for: the client's matter."""
+
+    def ours(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError | ConnectionError)
+
+    logger = logging.getLogger("slash32.dispatcher.api")
+    logger.addFilter(ours)
+    return logger
 
 
 @web.middleware

@@ -1,6 +1,8 @@
 # A registered hypervisor that turned, or a stranger: what it says in any number and size costs itself, not the others.
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,3 +149,25 @@ def test_a_stranger_does_not_fill_the_journal(caplog: pytest.LogCaptureFixture) 
     finally:
         zap.socket.close()
         context.term()
+
+
+def test_nor_does_a_client_of_the_api(rack: Rack) -> None:
+    rack.dispatcher.start()
+    head = b"POST /v1/apply HTTP/1.1\r\nHost: x\r\n"
+    said = [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+        head + b"X: y\r\n" * 40_000 + b"\r\n",
+        head + b"Content-Length: 100\r\n\r\n{",
+        head + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        head + b"Content-Length: -1\r\n\r\n",
+        head + b"Content-Length: 20\r\n\r\n" + b"[" * 20,
+    ]
+    for request in said:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(rack.dispatcher.socket))
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    client.sendall(request)
+    assert rack.dispatcher.get("/v1/status")["endpoints"] == 0
+    assert "Traceback" not in rack.dispatcher.log.read_text()
