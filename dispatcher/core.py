@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ log = logging.getLogger("slash32.dispatcher")
 SILENCE = 20.0  # seconds without a word from a host: not connected
 MAX_HELD = 4 * wire.MAX_REPORT  # addresses and prefixes of one host's guests: each is a route on every host
 MAX_ALARMS = 1000  # of one host: it hides no other's
+MAX_WORDS = 100  # lines about one host between two sweeps
 Out = tuple[bytes, Frames]  # routing id, frames
 
 
@@ -52,6 +54,7 @@ class Core:
         self.alarms: dict[str, dict[EndpointKey, str]] = {}  # refused claims, by host
         self.progress = False  # a commit was completed or a host came back: waiters look again
         self.keys: dict[str, str] = {}  # public key -> host
+        self._said: Counter[str] = Counter()  # lines written about each host since the last sweep
         self.writes: list[disk.Write] = []
         self._out: list[Out] = []
         self._opening: dict[str, bool] = {}  # hosts to be answered; True: an operator lets them adopt our content
@@ -102,7 +105,7 @@ class Core:
                 return
             message = wire.decode_from_host(body)
         except WireError as e:
-            log.warning("host %s: %s", session.host if session else quoted(user.partition(" ")[0], 64), e)
+            self._warn(session.host if session else quoted(user.partition(" ")[0], 64), "%s", e)
             self._out.append((identity, wire.encode_to_host(wire.Refused(str(e)))))
             return
         if isinstance(message, Hello):
@@ -136,7 +139,7 @@ class Core:
         publisher = self.fanout.publishers[host]
         if failures or session.failures:
             for failure in set(failures) - set(session.failures):
-                log.warning("host %s: %s: %s", host, quoted(failure.object), quoted(failure.message))
+                self._warn(host, "%s: %s", quoted(failure.object), quoted(failure.message))
             session.failures = failures
         before = publisher.unsettled
         if publisher.ack(revision):
@@ -150,7 +153,7 @@ class Core:
         name, _, key = user.partition(" ") if session is None else (session.host, "", "")
         host = self.registry.hosts.get(name)
         if host is None or (session is None and (host.public_key != key or len(identity) != 16)):
-            log.warning("host %s: said hello with a key that is not its own any more", quoted(name, 64))
+            self._warn(quoted(name, 64), "said hello with a key that is not its own any more")
             self._out.append((identity, wire.encode_to_host(wire.Refused(f"host {name} has no such key any more"))))
             return
         if hello.name not in ("", name):
@@ -163,7 +166,7 @@ class Core:
             del self.sessions[before.identity]
             self._answering.pop(before.identity, None)
         if before is not None and before.identity != identity:
-            log.info("host %s: a new connection replaces the old one", name)
+            self._warn(name, "a new connection replaces the old one")
         fresh = Session(name, identity, hello, self.clock())
         fresh.reported = before is not None and before.identity == identity and before.reported
         self.sessions[identity] = self.connected[name] = fresh
@@ -175,7 +178,7 @@ class Core:
     def _misnamed(self, identity: bytes, name: str, said: str) -> None:
         """It would take its own guests for another host's."""
         known = f'its key is that of Host {name}: set host = "{name}" in its hostd.toml, or rename the Host'
-        log.warning("host %s calls itself %s: %s", name, quoted(said, 64), known)
+        self._warn(name, "calls itself %s: %s", quoted(said, 64), known)
         why = f'this host calls itself {quoted(said, 64)}, {known}'
         self._out.append((identity, wire.encode_to_host(wire.Refused(why))))
 
@@ -184,7 +187,7 @@ class Core:
             return
         refusal = self.registry.report_addresses(host.name, hello.addresses)
         if refusal is not None:
-            log.warning("%s", refusal)
+            self._warn(host.name, "%s", refusal)
             return
         self._save_host(host.name)
 
@@ -193,8 +196,8 @@ class Core:
         seen = self.ahead.get(name)
         if hello.epoch == self.epoch and hello.revision > self.revision:
             self.ahead[name] = hello.revision
-            log.error("host %s: is at revision %d, this database at %d: it is an old copy; `slash32 adopt` if wanted",
-                      name, hello.revision, self.revision)  # fmt: skip
+            self._warn(name, "is at revision %d, this database at %d: it is an old copy; `slash32 adopt` if wanted",
+                       hello.revision, self.revision)  # fmt: skip
         elif seen is not None and (hello.epoch != self.epoch or hello.revision < seen):
             del self.ahead[name]
         if self.ahead.get(name) != seen:
@@ -232,7 +235,7 @@ class Core:
     def alarm(self, host: str, key: EndpointKey, message: str) -> None:
         mine = self.alarms.setdefault(host, {})
         if mine.get(key) != message and (key in mine or len(mine) < MAX_ALARMS):
-            log.warning("host %s: claim of %s refused: %s", host, key, message)
+            self._warn(host, "claim of %s refused: %s", key, message)
             mine[key] = message
 
     def _calm(self, host: str, key: EndpointKey) -> None:
@@ -259,8 +262,17 @@ class Core:
         if session is not None:
             self.drop(session.host, "disconnected")
 
+    def _warn(self, host: str, text: str, *values: object) -> None:
+        """What hosts can make us say has a measure: the journal is everybody's, and has one itself."""
+        self._said[host] += 1
+        if self._said[host] < MAX_WORDS:
+            log.warning("host %s: " + text, host, *values)
+        elif self._said[host] == MAX_WORDS:
+            log.warning("host %s: and more, which is not written here", host)
+
     def sweep(self) -> None:
         now = self.clock()
+        self._said.clear()
         for session in list(self.sessions.values()):
             if now - session.heard > SILENCE:
                 self.drop(session.host, f"silent for {now - session.heard:.0f} s")

@@ -106,7 +106,7 @@ class Registry:
     def report_addresses(self, name: str, addresses: tuple[Address, ...]) -> str | None:
         """What the host says its next hops are, where its resource names none. The refusal, in one line."""
         for conflict in (*_no_next_hops(addresses), *self.next_hop_conflicts(name, addresses)):
-            return f"host {name}: names an address as its own that is not: {conflict}"
+            return f"names an address as its own that is not: {conflict}"
         self.reported[name] = addresses
         self._set_next_hops(name)
         return None

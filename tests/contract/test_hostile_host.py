@@ -171,3 +171,16 @@ def test_nor_does_a_client_of_the_api(rack: Rack) -> None:
                     client.sendall(request)
     assert rack.dispatcher.get("/v1/status")["endpoints"] == 0
     assert "Traceback" not in rack.dispatcher.log.read_text()
+
+
+def test_nor_does_a_host(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(500):
+        core.receive(bytes([1]) * 16, b"\xc1", "")
+        core.receive(bytes([3]) * 16, b"\xc1", "h2 key")
+        core.receive(bytes([1]) * 16, wire.encode_to_dispatcher(wire.Ack(0, (wire.Failure("x", str(number)),))), "")
+        _ask(core, 1, guest(1, "web", f"127.0.{number % 250}.1"))
+    lines = [line for line in caplog.messages if line.startswith("host h1")]
+    assert len(lines) == cores.MAX_WORDS and "and more" in lines[-1]
+    core.sweep()
+    core.receive(bytes([1]) * 16, b"\xc1", "")
+    assert len([line for line in caplog.messages if line.startswith("host h1")]) == len(lines) + 1
