@@ -562,7 +562,7 @@ def test_commands(one: Rack) -> None:
     one.dispatcher.config.write_text('listen = "udp://x"\n')
     bad = run("run")
     one.dispatcher.config.write_text(good)
-    assert bad.returncode == 1 and "listen" in bad.stderr and len(bad.stderr.splitlines()) == 1
+    assert bad.returncode == 2 and "listen" in bad.stderr and len(bad.stderr.splitlines()) == 1
 
 
 def test_a_corrupt_database_is_one_line_and_exit_1(rack: Rack) -> None:
