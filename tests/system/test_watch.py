@@ -17,8 +17,7 @@ from lab.rack import Rack
 
 REPO = Path(__file__).parents[2]
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
-CODE = ["slash32/__init__.py", "slash32/net.py", "slash32/model.py", "slash32/tag.py", "hooks/alone.py"]
-CODE += ["hostd/__init__.py", "hostd/sightings.py", "hostd/watch.py"]
+ROOMS = ("slash32", "hooks", "hostd")
 SHARE = "/usr/share/slash32"
 HOOK = "/etc/libvirt/hooks/{}.d/50-slash32"
 ANSWER = "/root/answer.py"
@@ -94,8 +93,8 @@ class Ear:
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     with Rack("twatch", hosts=1, suite=request.param) as rack:
         made = rack.node("h1")
-        for path in CODE:
-            made.push(REPO / path, f"{SHARE}/{path}")
+        for path in sorted(file for room in ROOMS for file in (REPO / room).rglob("*.py")):
+            made.push(path, f"{SHARE}/{path.relative_to(REPO)}")
         made.write("/root/ear.py", EAR)
         made.write(ANSWER, NO)
         made.run(["systemctl", "start", "libvirtd"])
