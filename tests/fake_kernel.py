@@ -278,6 +278,16 @@ class FakeRtnl:
         return ""
 
 
+class FakeFlows:
+    """No flows are tracked."""
+
+    def forget(self, _owned: Iterable[Member]) -> None:
+        pass
+
+    def forget_but_tcp(self, _owned: Iterable[Member]) -> None:
+        pass
+
+
 class FakeKernel(Kernel):
     """The real door on a model: everything but what it opens."""
 
@@ -286,6 +296,7 @@ class FakeKernel(Kernel):
         self.guard = guard or Guard()
         self.table = FakeTable(model)  # type: ignore[assignment]
         self.rtnl = FakeRtnl(model)  # type: ignore[assignment]
+        self.flows = FakeFlows()  # type: ignore[assignment]
         self.ipv6 = True
 
     def tap_sysctls_hold(self, name: str) -> bool:
