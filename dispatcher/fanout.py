@@ -49,6 +49,7 @@ class Fanout:
         """The connected hosts that a commit concerns; None for those where it waits behind the window."""
         common: list[Edit] = []
         mine: dict[str, list[Edit]] = {}
+        fresh = {c.key for c in batch.changes if not self._has(c.key)}  # nobody was told of these
         for change in batch.changes:
             edit, grown = self._edit(change)
             if change.key.kind in COMMON:
@@ -58,7 +59,7 @@ class Fanout:
             for host in self._objects[change.key].hosts:
                 self._digests[host] = (self._digests[host] + grown) & MASK
                 mine.setdefault(host, []).append(edit)
-        self._interest(batch, mine)
+        self._interest(batch, mine, fresh)
         for key in [c.key for c in batch.changes if isinstance(c, Delete)]:
             self._tidy(key)
         out: list[tuple[str, Frames | None]] = []
@@ -95,7 +96,11 @@ class Fanout:
                 del objects[change.key]
         return Edit(change.key, pieces), known.digest - before
 
-    def _interest(self, batch: Batch, mine: dict[str, list[Edit]]) -> None:
+    def _has(self, key: ObjectKey) -> bool:
+        known = self._objects.get(key)
+        return known is not None and known.value is not None
+
+    def _interest(self, batch: Batch, mine: dict[str, list[Edit]], fresh: set[ObjectKey]) -> None:
         for host, key in batch.gained:
             known = self._objects.setdefault(key, _Object())
             known.hosts.add(host)
@@ -108,10 +113,12 @@ class Fanout:
             self._digests[host] = (self._digests[host] - known.digest) & MASK
             self._own[host].discard(key)
             edits = [edit for edit in mine.get(host, []) if edit.key != key]
-            if known.value is not None or len(edits) != len(mine.get(host, [])):
+            if key not in fresh and (known.value is not None or len(edits) != len(mine.get(host, []))):
                 edits.append(Edit(key, encode_change(Delete(*key))))
             if edits:
                 mine[host] = edits
+            else:
+                mine.pop(host, None)
             self._lose(host, key)
 
     def _lose(self, host: str, key: ObjectKey) -> None:

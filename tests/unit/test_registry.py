@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatcher.fanout import COMMON, Fanout
@@ -172,6 +172,7 @@ def step(fleet: Fleet, what: str, *a: object) -> None:
 
 
 @given(st.lists(STEP, max_size=40))
+@example([("claim", 0, "h1", {}, ["x"], 0), ("commit",), ("profile", "x", [], {}), ("claim", 0, "h1", {}, [], 0)])
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_increments_equal_from_scratch(steps: list[tuple[object, ...]]) -> None:
     fleet = Fleet()
