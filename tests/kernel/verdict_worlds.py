@@ -141,15 +141,17 @@ def _packets(chance: random.Random, world: World) -> Iterator[Packet]:
         while places[0][0] == places[1][0]:  # not to itself
             places[1] = _place(chance, world, version)
         source, destination = places[0][1], places[1][1]
-        protocol = chance.choice((6, 6, 17, 17, {4: 1, 6: 58}[version], 0))
+        # Of protocols without ports each is used once: conntrack would take the way back for an answer.
+        odd = 143 + number if 143 + number < 253 else 17
+        protocol = chance.choice((6, 6, 17, 17, {4: 1, 6: 58}[version], odd))
         packet = Packet(source, destination, protocol)
         if protocol in (6, 17):
             yield replace(packet, source_port=FIRST_PORT + number, destination_port=chance.choice(PORTS))
-        elif protocol:
+        elif protocol in (1, 58):
             kind = chance.choice((8, 8, 13) if version == 4 else (128, 128, 139))
             yield replace(packet, icmp=Icmp(kind, chance.choice((0, 0, 1))))
         else:
-            yield replace(packet, protocol=143 + number % 100)
+            yield packet
 
 
 def _place(chance: random.Random, world: World, version: int) -> tuple[int, bytes]:
