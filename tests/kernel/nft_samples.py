@@ -43,7 +43,7 @@ def addresses(version: int) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def port_ranges(draw: st.DrawFn) -> PortRange:
-    first, last = sorted(draw(st.tuples(st.integers(0, 65535), st.integers(0, 65535))))
+    first, last = sorted(draw(st.tuples(st.integers(1, 65535), st.integers(1, 65535))))  # a policy names no port 0
     return PortRange(first, draw(st.sampled_from((first, last))))
 
 
