@@ -396,6 +396,8 @@ class Registry:
             case Kind.ROUTE:
                 assert isinstance(name, Prefix)
                 return tuple(sorted(self._routes.get(name, ()))) or None
+            case _:
+                return None
 
     def take(self) -> Batch:
         batch = Batch()

@@ -47,7 +47,9 @@ class Config:
     run_dir: Path = RUN
 
     def guard(self, drop_transit: tuple[int, ...]) -> Guard:
-        return Guard(self.guard_prefixes, self.group_base, self.conn_limit, drop_transit)
+        port = self.dispatcher.rpartition(":")[2]
+        known = int(port) if port.isdecimal() else 0
+        return Guard(self.guard_prefixes, self.group_base, self.conn_limit, drop_transit, known)
 
 
 def load(path: Path | None = None) -> Config:

@@ -21,7 +21,7 @@ from slash32.sync import NO_SESSION, Applied, Held, NeedSnapshot, Replica
 from slash32.wire import Ack, Claim, Failure, Refusal, Release, Report, WireError
 
 __all__ = [
-    "Applied", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held",
+    "Applied", "Asked", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held",
     "load_or_create_key",
 ]  # fmt: skip
 
@@ -60,7 +60,14 @@ class ClaimAnswer(NamedTuple):
     refused: tuple[Refusal, ...]
 
 
-FeedEvent = Connected | Disconnected | ClaimAnswer | Applied | Held
+class Asked(NamedTuple):
+    """An operator's question: `Feed.answer` it (slash32.questions)."""
+
+    seq: int
+    question: str
+
+
+FeedEvent = Connected | Disconnected | ClaimAnswer | Applied | Held | Asked
 
 
 @dataclass(slots=True)
@@ -158,6 +165,10 @@ class Feed:
         self._seq += 1
         self._say(Release(self._seq, key))
         return self._seq
+
+    def answer(self, seq: int, answer: str) -> None:
+        """Of the question with this number."""
+        self._say(wire.Answer(seq, answer))
 
     def ack(self, revision: int, failures: Iterable[Failure] = ()) -> None:
         """The kernel has `revision`, but for the failures."""
@@ -266,6 +277,9 @@ class Feed:
             return
         if isinstance(message, wire.Claimed):
             events.append(ClaimAnswer(message.seq, message.refused))
+            return
+        if isinstance(message, wire.Ask):
+            events.append(Asked(message.seq, message.question))
             return
         if isinstance(message, wire.Pong) and message.revision == NO_SESSION:
             self._drop("the dispatcher knows of no session with this host")

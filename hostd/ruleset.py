@@ -60,24 +60,67 @@ class IcmpIs(NamedTuple):
     negate: bool = False
 
 
-Match = Family | Protocol | Ports | InSet | InNets | IcmpIs
+class Interface(NamedTuple):
+    """The interface a packet came in through, or goes out by, has this very name (never a guest's tap)."""
+
+    incoming: bool
+    name: str
+
+
+Match = Family | Protocol | Ports | InSet | InNets | IcmpIs | Interface
 
 
 class Verdict(str, enum.Enum):
     ACCEPT = "accept"
     DROP = "drop"
+    CONTINUE = "continue"  # on with the next rule
 
 
 class Jump(NamedTuple):
+    """Where that chain decides nothing, on with the next rule."""
+
     chain: str
+
+
+class Goto(NamedTuple):
+    """That chain decides: it always ends with a verdict."""
+
+    chain: str
+
+
+class Log(NamedTuple):
+    """Say so, rate-limited in the kernel, and on with the next rule. `tag` names policy and rule: at most 28 characters
+    of A-Z a-z 0-9 . : - (it is the packet filter's log prefix, by which hostd finds the words for people)."""
+
+    tag: str
 
 
 class Rule(NamedTuple):
     """All matches hold -> verdict. The comment names the policy and rule for people (`nft list`)."""
 
     matches: tuple[Match, ...]
-    verdict: Verdict | Jump
+    verdict: Verdict | Jump | Goto | Log
     comment: str = ""
+    counted: bool = False  # packets and bytes that match are counted
+    keep: bool = False  # of an ACCEPT that is taken away: flows it had let in stay
+
+
+NAME_LIMIT = 28  # characters of a chain's name: what iptables takes
+LOG_GROUP = 5332  # nfnetlink_log group to which Log rules speak
+
+# Chains that the skeleton jumps to and hostd.calc fills (there is no such chain, or it is empty: no host endpoint).
+# Each holds a jump per host endpoint, named interfaces first; where they decide nothing the packet passes.
+HOST_IN = "host-in"  # to the host, not from a guest of it nor through lo
+HOST_OUT = "host-out"  # from the host, not to a guest of it nor through lo
+HOST_FORWARD_IN = "host-forward-in"  # forwarded, in through no tap
+HOST_FORWARD_OUT = "host-forward-out"  # forwarded, out by no tap
+HOST_GUESTS = "host-guests"  # from a guest to the host: holds `Jump(GUEST_EGRESS)`, or it is dropped
+HOST_FROM_GUESTS = "host-from-guests"  # then, what the guest's egress policy let by
+HOST_TO_GUESTS = "host-to-guests"  # from the host to a guest, before the guest's ingress policy is asked
+GUEST_EGRESS = "guest-egress"  # the skeleton's own: asks the guest's class
+HOST_CHAINS = (
+    HOST_IN, HOST_OUT, HOST_FORWARD_IN, HOST_FORWARD_OUT, HOST_GUESTS, HOST_FROM_GUESTS, HOST_TO_GUESTS
+)  # fmt: skip
 
 
 class SetSpec(NamedTuple):
@@ -93,6 +136,7 @@ class Guard:
     group_base: int = 0x53320000  # classes are device groups base+1 .. base+0xffff
     conn_limit: int = 65536  # conntrack entries per endpoint
     drop_transit: tuple[int, ...] = ()  # IP versions the host did not forward before us: not between other NICs
+    dispatcher_port: int = 0  # TCP, outbound: what host endpoints never close, besides slash32.failsafe
 
 
 GROUP_MASK = 0xFFFF0000

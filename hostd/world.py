@@ -7,7 +7,7 @@ from typing import cast
 
 from slash32.net import Address, Prefix
 from slash32.pack import AddressSet, Kind
-from slash32.policy import Policy, Profile
+from slash32.policy import HostEndpoint, Policy, Profile, Tier
 from slash32.sync import Replica
 
 
@@ -20,6 +20,9 @@ class World:
     sets: Mapping[str, AddressSet] = field(default_factory=dict)  # by canonical selector
     hosts: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)  # next hops
     routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)  # names of the hosts behind which it is
+    tiers: Mapping[str, Tier] = field(default_factory=dict)  # without `default`
+    staged: Mapping[str, Policy] = field(default_factory=dict)
+    host_endpoints: Mapping[str, HostEndpoint] = field(default_factory=dict)  # of this host
 
 
 def world_of(replica: Replica) -> World:
@@ -29,4 +32,7 @@ def world_of(replica: Replica) -> World:
         cast(Mapping[str, AddressSet], replica.objects(Kind.SET)),
         cast(Mapping[str, tuple[Address, ...]], replica.objects(Kind.HOST)),
         cast(Mapping[Prefix, tuple[str, ...]], replica.objects(Kind.ROUTE)),
+        cast(Mapping[str, Tier], replica.objects(Kind.TIER)),
+        cast(Mapping[str, Policy], replica.objects(Kind.STAGED)),
+        cast(Mapping[str, HostEndpoint], replica.objects(Kind.HOSTENDPOINT)),
     )

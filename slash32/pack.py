@@ -17,7 +17,19 @@ from slash32 import selector as selectors
 from slash32.errors import SelectorError
 from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import Address, Prefix
-from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.policy import (
+    DEFAULT_TIER,
+    Action,
+    Direction,
+    HostEndpoint,
+    Icmp,
+    Peer,
+    Policy,
+    PortRange,
+    Profile,
+    Rule,
+    Tier,
+)
 from slash32.unicast import unusable
 
 T = TypeVar("T")
@@ -42,6 +54,9 @@ class Kind(enum.Enum):
     SET = "set"  # canonical selector -> AddressSet of all matching endpoints of the fleet
     HOST = "host"  # name -> next-hop addresses
     ROUTE = "route"  # Prefix -> names of the hosts behind which it is (several for a shared address)
+    TIER = "tier"  # name -> Tier; never `default`, which needs no telling
+    STAGED = "staged"  # name -> Policy that is staged
+    HOSTENDPOINT = "hostendpoint"  # name -> HostEndpoint, to its own host only
 
     __hash__ = object.__hash__  # Enum's own is a Python function: these are keys on every hot path
 
@@ -73,7 +88,7 @@ class AddressSet:
         return AddressSet(set(self.addresses), set(self.prefixes))
 
 
-Value = Policy | Profile | AddressSet | tuple[Address, ...] | tuple[str, ...]
+Value = Policy | Profile | Tier | HostEndpoint | AddressSet | tuple[Address, ...] | tuple[str, ...]
 
 
 # --- the digest: a sum, so that each side keeps it up to date change by change ---------------------------------------
@@ -234,10 +249,16 @@ def _route(raw: Any) -> Prefix:
 
 def pack_value(kind: Kind, value: Any) -> Any:
     match kind:
-        case Kind.POLICY:
-            order = None if value.order is None else float(value.order)
+        case Kind.POLICY | Kind.STAGED:
             types = [d in value.types for d in Direction]
-            return [value.selector, order, types, _pack_rules(value.ingress), _pack_rules(value.egress)]
+            rules = _pack_rules(value.ingress), _pack_rules(value.egress)
+            flags = value.tier, value.apply_on_forward, value.keep_established
+            return [value.selector, _pack_order(value.order), types, *rules, *flags]
+        case Kind.TIER:
+            return [_pack_order(value.order), value.default_action is Action.PASS]
+        case Kind.HOSTENDPOINT:
+            labels, addresses = pack_labels(value.labels), list(value.addresses)
+            return [value.node, value.interface, labels, addresses, list(value.profiles)]
         case Kind.PROFILE:
             return [_pack_rules(value.ingress), _pack_rules(value.egress), pack_labels(value.labels)]
         case Kind.SET:
@@ -248,8 +269,13 @@ def pack_value(kind: Kind, value: Any) -> Any:
 
 def unpack_value(kind: Kind, name: Name, raw: Any) -> Value:
     match kind:
-        case Kind.POLICY:
-            return _unpack_policy(str(name), raw)
+        case Kind.POLICY | Kind.STAGED:
+            return _unpack_policy(str(name), raw, kind is Kind.STAGED)
+        case Kind.TIER:
+            order, passes = fixed(raw, "tier", 2)
+            return Tier(str(name), _order(order, "tier"), Action.PASS if passes is True else Action.DENY)
+        case Kind.HOSTENDPOINT:
+            return _unpack_host_endpoint(str(name), raw)
         case Kind.PROFILE:
             ingress, egress, labels = fixed(raw, "profile", 3)
             return Profile(str(name), _unpack_rules(ingress), _unpack_rules(egress), unpack_labels(labels))
@@ -271,13 +297,38 @@ def unpack_set(raw: Any) -> AddressSet:
     return AddressSet(found, {prefix(m, "set") for m in members if len(m) in _NET_SIZES})
 
 
-def _unpack_policy(name: str, raw: Any) -> Policy:
-    selector, order, types, ingress, egress = fixed(raw, "policy", 5)
-    if order is not None and (type(order) is not float or math.isnan(order)):
-        raise WireError(f"policy.order: {shown(order)} is not a number")
+def _unpack_policy(name: str, raw: Any, staged: bool) -> Policy:
+    if type(raw) is list and len(raw) == 5:  # as 0.1.0 wrote it to disk
+        raw = [*raw, DEFAULT_TIER, False, False]
+    selector, order, types, ingress, egress, tier, forward, keep = fixed(raw, "policy", 8)
     flags = fixed(types, "policy.types", len(Direction))
     chosen = tuple(d for d, flag in zip(Direction, flags, strict=True) if flag is True)
-    return Policy(name, _selector(selector), chosen, order, _unpack_rules(ingress), _unpack_rules(egress))
+    rules = _unpack_rules(ingress), _unpack_rules(egress)
+    place = _pattern(tier, "policy.tier", _NAME)
+    asked = _selector(selector), chosen, _order(order, "policy")
+    return Policy(name, *asked, *rules, place, forward is True, keep is True, staged)
+
+
+def _pack_order(order: float | None) -> float | None:
+    return None if order is None else float(order)
+
+
+def _order(raw: Any, what: str) -> float | None:
+    if raw is not None and (type(raw) is not float or math.isnan(raw)):
+        raise WireError(f"{what}.order: {shown(raw)} is not a number")
+    return raw
+
+
+def _unpack_host_endpoint(name: str, raw: Any) -> HostEndpoint:
+    node, interface, labels, addresses, profiles = fixed(raw, "host endpoint", 5)
+    return HostEndpoint(
+        name,
+        text(node, "host endpoint.node", 64),
+        text(interface, "host endpoint.interface", 15),
+        unpack_labels(labels),
+        _tuple(addresses, "host endpoint.addresses", _ADDRESSES, address),
+        _tuple(profiles, "host endpoint.profiles", _PROFILES, lambda r, w: text(r, w, 253)),
+    )
 
 
 def _selector(raw: Any) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from slash32.net import Prefix
+from slash32.net import Address, Prefix
 
 
 class Action(str, enum.Enum):
     ALLOW = "Allow"
     DENY = "Deny"
+    LOG = "Log"  # says that the packet was here, and asks on
+    PASS = "Pass"  # on to the next tier; in a profile or the last tier: to the profiles
 
 
 class Direction(str, enum.Enum):
@@ -60,9 +63,30 @@ class Rule:
     destination: Peer = Peer()
 
 
+DEFAULT_TIER = "default"
+DEFAULT_TIER_ORDER = 1_000_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Policies that are asked together. `order` None sorts last; equal orders sort by name. The tier `default` always
+    exists, with this order and Deny; no resource makes or changes it."""
+
+    name: str
+    order: float | None = None
+    default_action: Action = Action.DENY  # or PASS: where a policy of the tier applies and none of its rules matched
+
+    def sort_key(self) -> tuple[float, str]:
+        return (math.inf if self.order is None else self.order, self.name)
+
+
+THE_DEFAULT_TIER = Tier(DEFAULT_TIER, DEFAULT_TIER_ORDER)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A GlobalNetworkPolicy. `order` None sorts last; equal orders sort by name."""
+    """A GlobalNetworkPolicy, or a StagedGlobalNetworkPolicy (`staged`): that one counts what it would have dropped and
+    drops nothing. The two kinds have names of their own. `order` None sorts last; equal orders sort by name."""
 
     name: str
     selector: str  # canonical
@@ -70,9 +94,14 @@ class Policy:
     order: float | None = None
     ingress: tuple[Rule, ...] = ()
     egress: tuple[Rule, ...] = ()
+    tier: str = DEFAULT_TIER
+    apply_on_forward: bool = False  # host endpoints: asked for what the host forwards, too
+    keep_established: bool = False  # when it no longer allows what it allowed, flows that are open stay open
+    staged: bool = False
 
-    def sort_key(self) -> tuple[float, str]:
-        return (float("inf") if self.order is None else self.order, self.name)
+    def sort_key(self) -> tuple[float, bool, str]:
+        """Within its tier."""
+        return (math.inf if self.order is None else self.order, self.staged, self.name)
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         return self.ingress if direction is Direction.INGRESS else self.egress
@@ -89,3 +118,29 @@ class Profile:
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSet:
+    """A GlobalNetworkSet: prefixes with labels, so that selectors in rules find them. No policy applies to it."""
+
+    name: str
+    labels: Mapping[str, str]
+    nets: tuple[Prefix, ...] = ()
+
+
+ANY_INTERFACE = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class HostEndpoint:
+    """A hypervisor's own interface, under policy: what ends at the host or begins there, and, for policies with
+    `apply_on_forward`, what it forwards through the interface. `interface` "*": every one but lo and the guests' taps,
+    and with it what its own guests and the host say to each other (closed without). A named one goes before."""
+
+    name: str
+    node: str  # the host
+    interface: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[Address, ...] = ()  # expectedIPs: by these other policies' selectors find it
+    profiles: tuple[str, ...] = ()

@@ -8,9 +8,21 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from slash32 import selector as selectors
-from slash32.model import Endpoint
+from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address, version
-from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.policy import (
+    Action,
+    Direction,
+    HostEndpoint,
+    Icmp,
+    NetworkSet,
+    Peer,
+    Policy,
+    PortRange,
+    Profile,
+    Rule,
+    Tier,
+)
 
 _ICMP_VERSION = {1: 4, 58: 6}
 
@@ -18,8 +30,12 @@ _ICMP_VERSION = {1: 4, 58: 6}
 @dataclass(frozen=True, slots=True)
 class World:
     endpoints: Sequence[Endpoint]
-    policies: Sequence[Policy] = ()
+    policies: Sequence[Policy] = ()  # staged ones are never asked
     profiles: Sequence[Profile] = ()
+    tiers: Sequence[Tier] = ()  # besides `default`
+    sets: Sequence[NetworkSet] = ()
+    host_endpoints: Sequence[HostEndpoint] = ()
+    places: Mapping[EndpointKey, str] = field(default_factory=dict)  # host of each endpoint, as far as known
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +51,28 @@ class Packet:
 
 
 class Stage(NamedTuple):
-    """Who decided at one end: a rule of a policy or profile, or nobody (`default`: dropped)."""
+    """Who decided at one end: a rule of a policy or profile, a tier's default action, what is always open at host
+    endpoints (`failsafe`), or nobody (`default`: dropped)."""
 
     allowed: bool
     direction: Direction
-    kind: Literal["policy", "profile", "default"]
+    kind: Literal["policy", "profile", "tier", "failsafe", "default"]
     name: str = ""
     rule: int | None = None  # index into the policy's rules of this direction
-    domain: str = ""  # the guest at whose NIC it was decided
+    domain: str = ""  # the guest, or the host endpoint, at which it was decided
+    tier: str = ""  # of a policy, or whose default action it was
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`egress` is None where no endpoint owns the source, `ingress` where none owns the destination."""
+    """`egress` is None where no endpoint owns the source, `ingress` where none owns the destination. `host_egress` and
+    `host_ingress`: host endpoints on the way (see `verdict`)."""
 
     allowed: bool
     egress: Stage | None = None
     ingress: Stage | None = None
+    host_egress: Stage | None = None
+    host_ingress: Stage | None = None
 
 
 @dataclass(slots=True)

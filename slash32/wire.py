@@ -15,18 +15,20 @@ from slash32.net import Address
 from slash32.pack import AddressSet, Kind, ObjectKey, Value, WireError
 
 __all__ = [
-    "Ack", "AddressSet", "Change", "Claim", "Claimed", "Delete", "Delta", "Failure", "FromDispatcher", "FromHost",
-    "Hello", "Kind", "Members", "ObjectKey", "Ping", "Pong", "Put", "Refusal", "Refused", "Release", "Report",
+    "Ack", "AddressSet", "Answer", "Ask", "Change", "Claim", "Claimed", "Delete", "Delta", "Failure",
+    "FromDispatcher", "FromHost", "Hello", "Kind", "Members", "ObjectKey", "Ping", "Pong", "Put",
+    "Refusal", "Refused", "Release", "Report",
     "Snapshot", "Tag", "WireError",
 ]  # fmt: skip
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 8 << 20  # bytes; MAXMSGSIZE on both sides
 MAX_MESSAGE = 256 << 20
 MAX_REPORT = 10_000  # endpoints of one host
 CHUNK = 50_000  # members in one change: a bigger set travels as a Put and Members that follow it
 INLINE = 16 << 10  # changes up to this many bytes share a frame
 _TEXT = 300  # characters of a message for people
+_QUESTION, _ANSWER = 4096, 1 << 20  # characters
 
 
 class Put(NamedTuple):
@@ -154,8 +156,20 @@ class Refused(NamedTuple):
     message: str
 
 
-FromHost = Hello | Report | Claim | Release | Ack | Ping
-FromDispatcher = Snapshot | Delta | Claimed | Pong | Refused
+class Ask(NamedTuple):
+    """A question of an operator to this host; both are JSON texts (slash32.questions says of what form)."""
+
+    seq: int
+    question: str
+
+
+class Answer(NamedTuple):
+    seq: int
+    answer: str
+
+
+FromHost = Hello | Report | Claim | Release | Ack | Ping | Answer
+FromDispatcher = Snapshot | Delta | Claimed | Pong | Refused | Ask
 
 
 class Tag(enum.IntEnum):
@@ -165,11 +179,13 @@ class Tag(enum.IntEnum):
     RELEASE = 4
     ACK = 5
     PING = 6
+    ANSWER = 7
     SNAPSHOT = 17
     DELTA = 18
     CLAIMED = 19
     PONG = 20
     REFUSED = 21
+    ASK = 22
 
 
 _PUT, _DELETE, _MEMBERS = range(3)
@@ -254,6 +270,8 @@ def encode_to_host(message: FromDispatcher) -> list[bytes]:
             return [packb([Tag.PONG, revision])]
         case Refused(text):
             return [packb([Tag.REFUSED, text[:_TEXT]])]
+        case Ask(seq, question):
+            return [packb([Tag.ASK, seq, question])]
 
 
 def _encoded(changes: Iterable[Change]) -> Iterable[bytes]:
@@ -282,6 +300,8 @@ def decode_from_dispatcher(message: Sequence[bytes]) -> FromDispatcher:
             return Pong(pack.integer(revision, "revision"))
         case [Tag.REFUSED, message_text]:
             return Refused(pack.text(message_text, "message", _TEXT))
+        case [Tag.ASK, seq, question]:
+            return Ask(pack.integer(seq, "seq"), pack.text(question, "question", _QUESTION))
     raise WireError(f"message from the dispatcher: unknown form {pack.shown(fields)}")
 
 
@@ -322,6 +342,8 @@ def encode_to_dispatcher(message: FromHost) -> bytes:
             return packb([Tag.ACK, revision, [[f.object[:_TEXT], f.message[:_TEXT]] for f in failures[:100]]])
         case Ping():
             return PING
+        case Answer(seq, answer):
+            return packb([Tag.ANSWER, seq, answer])
 
 
 def plain_ack(frame: bytes) -> int:
@@ -358,6 +380,8 @@ def decode_from_host(frame: bytes) -> FromHost:
             return Claim(pack.integer(seq, "seq"), pack.unpack_endpoint(endpoint))
         case [Tag.RELEASE, seq, key]:
             return Release(pack.integer(seq, "seq"), pack.unpack_key(key))
+        case [Tag.ANSWER, seq, answer]:
+            return Answer(pack.integer(seq, "seq"), pack.text(answer, "answer", _ANSWER))
         case [Tag.REPORT, seq, endpoints]:
             found = tuple(map(pack.unpack_endpoint, pack.array(endpoints, "endpoints", MAX_REPORT)))
             return Report(pack.integer(seq, "seq"), found)

@@ -12,6 +12,7 @@ from ...ruleset import (
     IcmpIs,
     InNets,
     InSet,
+    Interface,
     Jump,
     Match,
     Ports,
@@ -25,12 +26,12 @@ from .intervals import merge, prefix_interval, prefixes_of
 from .statements import Draft, Statement
 
 _T = TypeVar("_T")
-_RANK = {Family: 0, Protocol: 1, IcmpIs: 2, Ports: 3, InNets: 4, InSet: 5}
+_RANK = {Interface: 0, Family: 0, Protocol: 1, IcmpIs: 2, Ports: 3, InNets: 4, InSet: 5}
 
 
 def _rank(match: Match) -> tuple[int, bool, bool]:
     """Source before destination: nft merges neighbours of one header into one load, and lists them in this order."""
-    negative = not isinstance(match, Family) and match.negate
+    negative = not isinstance(match, Family | Interface) and match.negate
     return _RANK[type(match)], negative, getattr(match, "side", Side.SRC) is Side.DST
 
 
@@ -66,6 +67,8 @@ def _match(draft: Draft, match: Match) -> None:
     elif isinstance(match, InSet):
         family = 4 if match.kind in (SetKind.ADDR4, SetKind.NET4) else 6
         draft.in_set(family, match.side is Side.SRC, match.set, match.negate)
+    elif isinstance(match, Interface):
+        raise NotImplementedError("host endpoints")
     elif isinstance(match, Ports):
         draft.ports(match.side is Side.SRC, merge(_given(match, match.ranges)), match.negate)
     else:
