@@ -11,6 +11,8 @@ from slash32 import selector as selectors
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address, version
 from slash32.policy import (
+    DEFAULT_TIER,
+    THE_DEFAULT_TIER,
     Action,
     Direction,
     HostEndpoint,
@@ -100,6 +102,24 @@ def applicable(policies: Iterable[Policy], labels: Mapping[str, str], direction:
     """Those that select an endpoint with these labels in this direction, in the order they are asked."""
     found = [p for p in policies if direction in p.types and _parsed(p.selector).matches(labels)]
     return sorted(found, key=Policy.sort_key)
+
+
+def steps(
+    policies: Iterable[Policy],
+    tiers: Iterable[Tier],
+    labels: Mapping[str, str],
+    direction: Direction,
+    staged: bool = False,
+) -> list[tuple[Tier, list[Policy]]]:
+    """The tiers that an endpoint with these labels meets, in order, each with its policies that apply, in order.
+    `staged`: with the staged ones at their places; a tier may then hold nothing else, and is as if absent to the real
+    verdict. A tier that nobody defined sorts last and denies."""
+    known = {tier.name: tier for tier in tiers} | {DEFAULT_TIER: THE_DEFAULT_TIER}
+    found: dict[str, list[Policy]] = {}
+    for policy in applicable((p for p in policies if staged or not p.staged), labels, direction):
+        found.setdefault(policy.tier, []).append(policy)
+    asked = [(known.get(name) or Tier(name), listed) for name, listed in found.items()]
+    return sorted(asked, key=lambda step: step[0].sort_key())
 
 
 def verdict(world: World, packet: Packet) -> Verdict:
