@@ -82,13 +82,15 @@ class Jump(NamedTuple):
     chain: str
 
 
-class Goto(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Goto:  # no tuple: Jump("x") == Log("x") would hold, and rules that differ in nothing else be one
     """That chain decides: it always ends with a verdict."""
 
     chain: str
 
 
-class Log(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Log:
     """Say so, rate-limited in the kernel, and on with the next rule. `tag` names policy and rule: at most 28 characters
     of A-Z a-z 0-9 . : - (it is the packet filter's log prefix, by which hostd finds the words for people)."""
 

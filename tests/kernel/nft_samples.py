@@ -6,11 +6,14 @@ from hypothesis import strategies as st
 from hostd.dataplane.nft import Admission, Content, NftTable, disjoint
 from hostd.ruleset import (
     Family,
+    Goto,
     Guard,
     IcmpIs,
     InNets,
     InSet,
+    Interface,
     Jump,
+    Log,
     Match,
     Ports,
     Protocol,
@@ -25,6 +28,7 @@ from slash32.policy import Icmp, PortRange
 
 KINDS = {4: (SetKind.ADDR4, SetKind.NET4), 6: (SetKind.ADDR6, SetKind.NET6)}
 SETS = {f"s-{kind.value}": SetSpec(kind, 64) for kind in SetKind}
+_WAYS = st.booleans()
 GUARD = Guard(prefixes=("vnet", "lxc-veth"), drop_transit=(4, 6), conn_limit=100)
 
 
@@ -76,8 +80,9 @@ def rules(draw: st.DrawFn, chains: tuple[str, ...] = ()) -> Rule:
             ranges = tuple(draw(st.lists(port_ranges(), min_size=1, max_size=4)))
             matches.append(Ports(side, ranges, draw(st.booleans())))
     matches += draw(_side(version))
-    verdict = draw(st.sampled_from([*Verdict, *map(Jump, chains)]))
-    return Rule(tuple(draw(st.permutations(matches))), verdict, draw(st.text(max_size=130)))
+    matches += [Interface(way, draw(st.sampled_from(("eth0", "en-p.1@x:y", "lo")))) for way in draw(st.sets(_WAYS))]
+    verdict = draw(st.sampled_from([*Verdict, *map(Jump, chains), *map(Goto, chains), Log("i:web.2"), Log("e:A-z")]))
+    return Rule(tuple(draw(st.permutations(matches))), verdict, draw(st.text(max_size=130)), draw(st.booleans()))
 
 
 @st.composite
@@ -125,6 +130,12 @@ def fixed() -> Content:
         Rule((Protocol(1), IcmpIs(4, Icmp(3, 4), True)), Verdict.ACCEPT),
         Rule((Family(6), Protocol(58), IcmpIs(6, Icmp(128, 0))), Verdict.ACCEPT),
         Rule((Protocol(47, True),), Verdict.DROP),
+        Rule((Interface(True, "eth0"), Interface(False, "br-lan.7"), Family(4)), Verdict.ACCEPT, counted=True),
+        Rule((Family(4), InSet(src, "s-addr4", SetKind.ADDR4)), Log("i:web.3"), "policy web ingress 3"),
+        Rule((Family(6),), Log("i:web.4"), counted=True),
+        Rule((Protocol(6),), Verdict.CONTINUE, "staged", counted=True),
+        Rule((), Verdict.CONTINUE),
+        Rule((), Goto("p-tail")),
     ]
     admission = Admission(
         4711,
@@ -133,7 +144,12 @@ def fixed() -> Content:
         (parse_prefix("10.66.0.0/26"), parse_prefix("fd00:66::/56")),
     )
     members = {"s-addr4": {parse_address("10.65.0.2")}, "s-net6": {parse_prefix("fd00::/8")}}
-    chains = {"p-web-in": low, "c1-from": [Rule((), Jump("p-web-in")), Rule((), Verdict.DROP)], "c1-to": []}
+    chains = {
+        "p-tail": [Rule((), Verdict.DROP, counted=True)],
+        "p-web-in": low,
+        "c1-from": [Rule((), Jump("p-web-in"), counted=True), Rule((), Verdict.DROP)],
+        "c1-to": [],
+    }
     return Content(SETS, members, chains, {GUARD.group_base + 1: ("c1-from", "c1-to")}, (admission,))
 
 

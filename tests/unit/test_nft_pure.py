@@ -16,7 +16,23 @@ from hostd.dataplane.nft.elements import decode_nets, encode, keys
 from hostd.dataplane.nft.intervals import merge, prefixes_of
 from hostd.dataplane.nft.rules import statement
 from hostd.dataplane.nft.statements import safe_comment
-from hostd.ruleset import Family, Guard, IcmpIs, InNets, InSet, Jump, Ports, Protocol, Rule, SetKind, Side, Verdict
+from hostd.ruleset import (
+    Family,
+    Goto,
+    Guard,
+    IcmpIs,
+    InNets,
+    InSet,
+    Interface,
+    Jump,
+    Log,
+    Ports,
+    Protocol,
+    Rule,
+    SetKind,
+    Side,
+    Verdict,
+)
 from slash32.net import Prefix, parse_prefix
 from slash32.policy import Icmp, PortRange
 
@@ -116,6 +132,16 @@ OTHERS = [
     Rule((*WEB.matches, InNets(Side.SRC, (parse_prefix("10.0.0.0/9"),))), Verdict.ACCEPT, "web"),
     Rule((*WEB.matches, InNets(Side.SRC, _nets("10.0.0.0/9", "11.0.0.0/8"))), Verdict.ACCEPT, "web"),
     Rule((*WEB.matches, InNets(Side.SRC, _nets("10.0.0.0/9", "12.0.0.0/8"))), Verdict.ACCEPT, "web"),
+    Rule(WEB.matches, Goto("web-x"), "web"),
+    Rule(WEB.matches, Log("web"), "web"),
+    Rule(WEB.matches, Log("web-x"), "web"),
+    Rule(WEB.matches, Verdict.CONTINUE, "web"),
+    Rule(WEB.matches, Verdict.CONTINUE, "web", counted=True),
+    WEB._replace(counted=True),
+    Rule((*WEB.matches, Interface(True, "eth0")), Verdict.ACCEPT, "web"),
+    Rule((*WEB.matches, Interface(False, "eth0")), Verdict.ACCEPT, "web"),
+    Rule((*WEB.matches, Interface(True, "eth1")), Verdict.ACCEPT, "web"),
+    Rule((*WEB.matches, Interface(True, "eth1"), Interface(False, "eth1")), Verdict.ACCEPT, "web"),
 ]
 
 
@@ -125,6 +151,12 @@ def test_fingerprints_tell_rules_apart() -> None:
 
 def test_fingerprint_is_of_the_meaning_not_the_order() -> None:
     assert fingerprint(Rule(WEB.matches[::-1], WEB.verdict, WEB.comment)) == fingerprint(WEB)
+    through = Rule((*WEB.matches, Interface(False, "a"), Interface(True, "a")), Verdict.ACCEPT)
+    assert fingerprint(through) == fingerprint(Rule(through.matches[::-1], Verdict.ACCEPT))
+
+
+def test_fingerprint_leaves_out_what_is_no_matter_of_the_kernel() -> None:
+    assert fingerprint(WEB._replace(keep=True)) == fingerprint(WEB)
 
 
 def test_text_of_a_rule() -> None:
@@ -133,6 +165,28 @@ def test_text_of_a_rule() -> None:
     assert str(statement(ping)) == "meta nfproto ipv4 meta l4proto 1 icmp type 8 accept"
     halves = Rule((InNets(Side.DST, _nets("10.0.0.0/9", "10.128.0.0/9")),), Verdict.DROP)
     assert str(statement(halves)) == "ip daddr 10.0.0.0/8 drop"
+
+
+def test_text_of_what_does_not_decide() -> None:
+    logged = Rule((Protocol(6),), Log("i:web.1"), counted=True)
+    assert str(statement(logged)) == (
+        'meta l4proto 6 counter limit rate 10/second burst 20 packets log prefix "i:web.1" group 5332'
+    )
+    assert str(statement(Rule((Protocol(6),), Verdict.CONTINUE, counted=True))) == "meta l4proto 6 counter"
+    assert str(statement(Rule((Protocol(6),), Verdict.CONTINUE))) == "meta l4proto 6 continue"
+    assert str(statement(Rule((Interface(True, "eth0"),), Goto("t-1")))) == 'iifname "eth0" goto t-1'
+
+
+@pytest.mark.parametrize("tag", ["", "a" * 29, 'a"', "a b", "a\n", "é"])
+def test_a_tag_that_is_none_is_refused(tag: str) -> None:
+    with pytest.raises(ValueError, match="no log tag"):
+        statement(Rule((), Log(tag)))
+
+
+@pytest.mark.parametrize("name", ["", "a" * 16, "eth*", 'e"', "e h", "a/b", "a\\", "é"])
+def test_a_name_that_no_rule_can_hold_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no interface name"):
+        statement(Rule((Interface(True, name),), Verdict.ACCEPT))
 
 
 @pytest.mark.parametrize("match", [Ports(Side.SRC, ()), InNets(Side.SRC, ())])

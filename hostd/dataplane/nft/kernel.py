@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from ..netlink import attr, be32, be64, nest, text, u8
+from ..netlink import attr, be16, be32, be64, nest, text, u8
 
 INET = 1
 ARP = 3
@@ -40,7 +40,7 @@ LINK, NETWORK, TRANSPORT = 0, 1, 2
 # comparisons
 EQ, NEQ, LTE, GTE = 0, 1, 3, 5
 # verdicts
-DROP, ACCEPT, JUMP, RETURN = 0, 1, -3, -5
+DROP, ACCEPT, CONTINUE, JUMP, GOTO, RETURN = 0, 1, -1, -3, -4, -5
 
 HEADER = struct.Struct("=IHHIIBBH")
 
@@ -117,6 +117,20 @@ def limit_rate(name: str, rate: int, burst: int) -> bytes:
     """True for a key that comes more than `rate` times a second; adds the key to the dynamic set `name`."""
     over = nest(7, text(1, "limit"), nest(2, be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 1)))
     return expression("dynset", text(1, name), be32(3, 0), be32(4, 1), over)
+
+
+def counter() -> bytes:
+    """Begins at nothing: rules that differ in what they counted have one fingerprint."""
+    return expression("counter", be64(1, 0), be64(2, 0))
+
+
+def limit(rate: int, burst: int) -> bytes:
+    """Packets, a second and at once; what is more fails to match."""
+    return expression("limit", be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 0))
+
+
+def log(prefix: str, group: int) -> bytes:
+    return expression("log", be16(1, group), text(2, prefix))
 
 
 def verdict_data(code: int, chain: str = "") -> bytes:

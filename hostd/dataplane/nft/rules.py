@@ -8,12 +8,15 @@ from typing import TypeVar
 from slash32.net import version
 
 from ...ruleset import (
+    LOG_GROUP,
     Family,
+    Goto,
     IcmpIs,
     InNets,
     InSet,
     Interface,
     Jump,
+    Log,
     Match,
     Ports,
     Protocol,
@@ -26,12 +29,14 @@ from .intervals import merge, prefix_interval, prefixes_of
 from .statements import Draft, Statement
 
 _T = TypeVar("_T")
-_RANK = {Interface: 0, Family: 0, Protocol: 1, IcmpIs: 2, Ports: 3, InNets: 4, InSet: 5}
+_RANK = {Interface: 0, Family: 1, Protocol: 2, IcmpIs: 3, Ports: 4, InNets: 5, InSet: 6}
 
 
 def _rank(match: Match) -> tuple[int, bool, bool]:
     """Source before destination: nft merges neighbours of one header into one load, and lists them in this order."""
-    negative = not isinstance(match, Family | Interface) and match.negate
+    if isinstance(match, Interface):
+        return _RANK[Interface], not match.incoming, False
+    negative = not isinstance(match, Family) and match.negate
     return _RANK[type(match)], negative, getattr(match, "side", Side.SRC) is Side.DST
 
 
@@ -43,13 +48,26 @@ def statement(rule: Rule) -> Statement:
             draft.family(match.version)
     for match in sorted(rule.matches, key=_rank):
         _match(draft, match)
-    if isinstance(rule.verdict, Jump):
-        draft.jump(rule.verdict.chain)
-    elif rule.verdict is Verdict.ACCEPT:
-        draft.accept()
-    else:
-        draft.drop()
+    if rule.counted:
+        draft.count()
+    _verdict(draft, rule)
     return draft.done(rule.comment)
+
+
+def _verdict(draft: Draft, rule: Rule) -> None:
+    match rule.verdict:
+        case Jump(chain):
+            draft.jump(chain)
+        case Goto(chain):
+            draft.goto(chain)
+        case Log(tag):
+            draft.log(tag, LOG_GROUP)
+        case Verdict.ACCEPT:
+            draft.accept()
+        case Verdict.DROP:
+            draft.drop()
+        case Verdict.CONTINUE if not rule.counted:  # a rule of nothing is none that nft can list
+            draft.go_on()
 
 
 def fingerprint(rule: Rule) -> str:
@@ -68,7 +86,7 @@ def _match(draft: Draft, match: Match) -> None:
         family = 4 if match.kind in (SetKind.ADDR4, SetKind.NET4) else 6
         draft.in_set(family, match.side is Side.SRC, match.set, match.negate)
     elif isinstance(match, Interface):
-        raise NotImplementedError("host endpoints")
+        draft.interface_name(match.incoming, match.name)
     elif isinstance(match, Ports):
         draft.ports(match.side is Side.SRC, merge(_given(match, match.ranges)), match.negate)
     else:

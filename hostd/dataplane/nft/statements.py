@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ IP = {4: "ip", 6: "ip6"}
 _ICMP = {4: 1, 6: 58}
 _CT = {"invalid": 1, "established": 2, "related": 4, "new": 8}
 _COMMENT = 120  # bytes; nft's own limit is 127
+_TAG = re.compile(r"[A-Za-z0-9.:-]{1,28}")
+_INTERFACE = re.compile(r"[!#-)+-.0-\[\]-~]{1,15}")  # no blanks, quotes, slashes, nor what nft takes for a pattern
+LOG_RATE = 10, 20  # entries a second and at once, of one rule
 
 HOST, BIG, NONE = 1, 2, 0  # byte orders, as nft notes them on a set
 
@@ -220,6 +224,24 @@ class Draft:
             return self._add(words, k.outside(first, last))
         return self._add(words, k.compare(first, k.GTE), k.compare(last, k.LTE))
 
+    def interface_name(self, incoming: bool, name: str) -> Draft:
+        if not _INTERFACE.fullmatch(name):
+            raise ValueError(f"{name[:40]!r} is no interface name that a rule can hold")
+        key, word = (k.IIFNAME, "iifname") if incoming else (k.OIFNAME, "oifname")
+        return self._add(f'{word} "{name}"', k.meta(key), k.compare(name.encode().ljust(16, b"\0")))
+
+    # -- what is done besides
+
+    def count(self) -> Draft:
+        return self._add("counter", k.counter())
+
+    def log(self, tag: str, group: int) -> Draft:
+        if not _TAG.fullmatch(tag):
+            raise ValueError(f"{tag[:40]!r} is no log tag: 1 to 28 of A-Z a-z 0-9 . : -")
+        rate, burst = LOG_RATE
+        words = f'limit rate {rate}/second burst {burst} packets log prefix "{tag}" group {group}'
+        return self._add(words, k.limit(rate, burst), k.log(tag, group))
+
     # -- the skeleton's own matches
 
     def name(self, incoming: bool, prefix: str) -> Draft:
@@ -304,8 +326,14 @@ class Draft:
     def give_back(self) -> Draft:
         return self._add("return", k.verdict(k.RETURN))
 
+    def go_on(self) -> Draft:
+        return self._add("continue", k.verdict(k.CONTINUE))
+
     def jump(self, chain: str) -> Draft:
         return self._add(f"jump {chain}", k.verdict(k.JUMP, chain))
+
+    def goto(self, chain: str) -> Draft:
+        return self._add(f"goto {chain}", k.verdict(k.GOTO, chain))
 
 
 def _field(version: int, source: bool) -> str:
