@@ -9,7 +9,7 @@ from slash32.pack import MASK, AddressSet, Kind, ObjectKey, Value, digest_of, di
 from slash32.sync import Edit, Position, Publisher
 from slash32.wire import Change, Delete, Hello, Members, Put, encode_change
 
-from .registry import Batch
+from .changes import Batch
 
 COMMON = (Kind.HOST, Kind.ROUTE)  # every host needs all of these: they are on one segment
 _BLOCK = 256 << 10  # bytes of common objects that are kept joined for snapshots

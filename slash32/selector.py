@@ -142,6 +142,11 @@ class Selector:
     def matches(self, labels: Labels) -> bool:
         return self._root.matches(labels)
 
+    @property
+    def root(self) -> Node:
+        """The parsed text, for those who keep selectors in an index."""
+        return self._root
+
     def uses_global(self) -> bool:
         """Whether `global()` occurs anywhere: legal to parse, refused in policy."""
         return self._global

@@ -22,7 +22,7 @@ PURE = {
     "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast",
     "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle starting agent operations"
     " sightings status",
-    "dispatcher": "registry fanout ownership live",
+    "dispatcher": "anchors changes interest selections segment registry fanout ownership live",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
 KERNEL = {"subprocess", "pyroute2", "iptc", "fcntl"}  # hostd's one door: only its dataplane

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -17,7 +18,7 @@ from slash32 import wire
 from slash32.model import Endpoint, EndpointKey, Host, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet, Kind, ObjectKey, Value
-from slash32.policy import Action, Direction, Peer, Policy, Profile, Rule
+from slash32.policy import Action, Direction, HostEndpoint, NetworkSet, Peer, Policy, Profile, Rule, Tier
 from slash32.sync import Applied, Replica
 from slash32.verdict import effective_labels
 from slash32.wire import Snapshot
@@ -49,18 +50,22 @@ def policy(name: str, selector: str, *named: str) -> Policy:
 def needs(registry: Registry, host: str) -> dict[ObjectKey, Value]:
     """From scratch: what this host needs."""
     claims = list(registry.endpoints.values())
-    mine = [c.endpoint for c in claims if c.host == host]
+    own = [h for h in registry.host_endpoints.values() if h.node == host]
+    mine = [c.endpoint for c in claims if c.host == host] + own
     named: dict[ObjectKey, Policy | Profile] = {}
-    for p in registry.policies.values():
-        chosen = selectors.parse(p.selector)
-        if any(chosen.matches(effective_labels(e, registry.profiles)) for e in mine):
-            named[ObjectKey(Kind.POLICY, p.name)] = p
+    for kind, policies in ((Kind.POLICY, registry.policies), (Kind.STAGED, registry.staged)):
+        for p in policies.values():
+            chosen = selectors.parse(p.selector)
+            if any(chosen.matches(effective_labels(e, registry.profiles)) for e in mine):
+                named[ObjectKey(kind, p.name)] = p
     for e in mine:
         for name in e.profiles:
             if name in registry.profiles:
                 named[ObjectKey(Kind.PROFILE, name)] = registry.profiles[name]
-    found: dict[ObjectKey, Value] = dict(named)
+    found: dict[ObjectKey, Value] = dict(named) | {ObjectKey(Kind.HOSTENDPOINT, h.name): h for h in own}
     for owner in named.values():
+        if isinstance(owner, Policy) and owner.tier in registry.tiers:
+            found[ObjectKey(Kind.TIER, owner.tier)] = registry.tiers[owner.tier]
         for rule in owner.ingress + owner.egress:
             for text in (rule.source.selector, rule.source.not_selector):
                 if text is not None:
@@ -81,6 +86,13 @@ def members(registry: Registry, text: str) -> AddressSet:
         if chosen.matches(effective_labels(c.endpoint, registry.profiles)):
             found.addresses |= set(c.endpoint.all_addresses())
             found.prefixes |= set(c.endpoint.prefixes)
+    for h in registry.host_endpoints.values():
+        if chosen.matches(effective_labels(h, registry.profiles)):
+            found.addresses |= set(h.addresses)
+    for s in registry.network_sets.values():
+        if chosen.matches(s.labels):
+            found.addresses |= {n.network for n in s.nets if n.length == 8 * len(n.network)}
+            found.prefixes |= {n for n in s.nets if n.length < 8 * len(n.network)}
     return found
 
 
@@ -127,14 +139,23 @@ WORDS = st.sampled_from(["web", "db", "app", "prod"])
 LABELS = st.dictionaries(st.sampled_from(["role", "env", "zone"]), WORDS, max_size=3)
 PROFILES = st.lists(st.sampled_from("xyz"), max_size=2, unique=True)
 NAMED = st.lists(st.sampled_from(SELECTORS), max_size=2)
+TIERS = st.sampled_from(["default", "first", "second"])
+NETS = ("10.65.0.1/32", "10.65.0.0/24", "10.66.1.0/24", "fd00::1/128", "0.0.0.0/0")
 STEP = st.one_of(
     st.tuples(st.just("claim"), st.integers(0, 5), st.sampled_from(HOSTS), LABELS, PROFILES, st.integers(0, 7)),
     st.tuples(st.just("release"), st.integers(0, 5)),
-    st.tuples(st.just("policy"), st.sampled_from("abc"), st.sampled_from(SELECTORS), NAMED),
-    st.tuples(st.just("no policy"), st.sampled_from("abc")),
+    st.tuples(st.just("policy"), st.sampled_from("abc"), st.sampled_from(SELECTORS), NAMED, TIERS, st.booleans()),
+    st.tuples(st.just("no policy"), st.sampled_from("abc"), st.booleans()),
+    st.tuples(st.just("tier"), TIERS, st.sampled_from([None, 1.0, 2.0])),
+    st.tuples(st.just("no tier"), TIERS),
+    st.tuples(st.just("set"), st.sampled_from("st"), LABELS, st.lists(st.sampled_from(NETS), max_size=3)),
+    st.tuples(st.just("no set"), st.sampled_from("st")),
+    st.tuples(st.just("card"), st.sampled_from("ij"), st.sampled_from(HOSTS), LABELS, PROFILES),
+    st.tuples(st.just("no card"), st.sampled_from("ij")),
     st.tuples(st.just("profile"), st.sampled_from("xyz"), NAMED, LABELS),
     st.tuples(st.just("no profile"), st.sampled_from("xyz")),
     st.tuples(st.just("commit")),
+    st.tuples(st.just("host"), st.sampled_from(HOSTS)),
     st.tuples(st.just("no host"), st.sampled_from(HOSTS)),
 )  # fmt: skip
 
@@ -151,11 +172,32 @@ def step(fleet: Fleet, what: str, *a: object) -> None:
         case "release", int(n):
             if key(n) in registry.endpoints:
                 registry.release(key(n))
-        case "policy", str(name), str(selector), list(named):
-            registry.put_policy(policy(name, selector, *named))
-        case "no policy", str(name):
-            if name in registry.policies:
-                registry.delete_policy(name)
+        case "policy", str(name), str(selector), list(named), str(tier), bool(staged):
+            registry.put_policy(replace(policy(name, selector, *named), tier=tier, staged=staged))
+        case "no policy", str(name), bool(staged):
+            if name in (registry.staged if staged else registry.policies):
+                registry.delete_policy(name, staged)
+        case "tier", str(name), order:
+            if name != "default":
+                registry.put_tier(Tier(name, order))  # type: ignore[arg-type]
+        case "no tier", str(name):
+            if name in registry.tiers:
+                registry.delete_tier(name)
+        case "set", str(name), dict(labels), list(nets):
+            registry.put_network_set(NetworkSet(name, labels, tuple(map(parse_prefix, nets))))
+        case "no set", str(name):
+            if name in registry.network_sets:
+                registry.delete_network_set(name)
+        case "card", str(name), str(node), dict(labels), list(profiles):
+            addresses = (parse_address(f"10.65.0.{len(labels)}"),)
+            registry.put_host_endpoint(HostEndpoint(name, node, "eth0", labels, addresses, tuple(profiles)))
+        case "no card", str(name):
+            if name in registry.host_endpoints:
+                registry.delete_host_endpoint(name)
+        case "host", str(name):
+            if name not in registry.hosts:
+                fleet.commit()
+                fleet.host(name)
         case "profile", str(name), list(named), dict(labels):
             registry.put_profile(Profile(name, tuple(allow(None, s) for s in named), (), labels))
         case "no profile", str(name):
@@ -200,16 +242,24 @@ def test_nothing_is_left_behind(steps: list[tuple[object, ...]]) -> None:
         r.release(n)
     for name in list(r.policies):
         r.delete_policy(name)
+    for name in list(r.staged):
+        r.delete_policy(name, staged=True)
+    for name in list(r.tiers):
+        r.delete_tier(name)
+    for name in list(r.network_sets):
+        r.delete_network_set(name)
     for name in list(r.profiles):
         r.delete_profile(name)
     for name in list(r.hosts):
         r.delete_host(name)
         fleet.fanout.remove_host(name)
+    for name in list(r.host_endpoints):
+        r.delete_host_endpoint(name)
     fleet.replicas.clear()
     fleet.commit()
-    for left in (r._classes, r._selections, r._refs, r._wants, r._routes, r._next_hops, r._by_profile):
-        assert not left
-    assert not any(r._by_host.values()) and not list(r.ownership.overlapping(parse_prefix("0.0.0.0/0")))
+    assert not any((len(r._selections), list(r._interest), len(r._segment), r._by_profile, r._by_node, r._bearers))
+    assert not any(r._by_host.values()) and not r._sets
+    assert not list(r._segment.ownership.overlapping(parse_prefix("0.0.0.0/0")))
     assert not fleet.fanout._objects and not fleet.fanout._common and fleet.fanout._common_digest == 0
 
 
@@ -376,7 +426,7 @@ def test_cost_of_a_known_kind_of_guest_does_not_grow() -> None:
     for n in range(50):
         fleet.put_policy(policy(f"p{n}", f'role == "r{n}"', f'role == "s{n}"'))
     fleet.claim("h1", guest(1, {"role": "r1"}, "10.65.0.1"))
-    for selection in fleet._selections.values():
+    for selection in fleet._selections._selections.values():
         selection.selector = Counting()  # type: ignore[assignment]
     fleet.claim("h1", guest(2, {"role": "r1"}, "10.65.0.2"))
     fleet.release(key(1))
