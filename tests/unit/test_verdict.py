@@ -71,10 +71,10 @@ def test_both_ends_must_allow_and_the_rule_is_named() -> None:
     ingress = to_db(Rule(Action.DENY, protocol=UDP), Rule(Action.ALLOW, protocol=TCP))
     found = judge([OPEN, ingress], packet("10.0.0.1", "10.0.0.2"))
     assert found.allowed
-    assert found.egress == (True, OUT, "policy", "zz-open-egress", 0, "web")
-    assert found.ingress == (True, IN, "policy", "db", 1, "db")
+    assert found.egress == (True, OUT, "policy", "zz-open-egress", 0, "web", "default")
+    assert found.ingress == (True, IN, "policy", "db", 1, "db", "default")
     denied = judge([OPEN, ingress], packet("10.0.0.1", "10.0.0.2", UDP))
-    assert denied.ingress == (False, IN, "policy", "db", 0, "db")
+    assert denied.ingress == (False, IN, "policy", "db", 0, "db", "default")
     assert not denied.allowed and denied.egress and denied.egress.allowed
     assert not judge([ingress], packet("10.0.0.1", "10.0.0.2")).allowed  # egress is closed
     assert not judge([OPEN], packet("10.0.0.1", "10.0.0.2")).allowed  # ingress is closed
@@ -112,9 +112,9 @@ def test_first_match_wins_and_no_match_goes_on_to_the_next_policy_then_drops() -
     one = to_db(Rule(Action.ALLOW, protocol=UDP), name="one", order=1)
     two = to_db(Rule(Action.ALLOW, protocol=TCP), Rule(Action.DENY, protocol=TCP), name="two", order=2)
     found = judge([OPEN, one, two], packet("10.0.0.1", "10.0.0.2"))
-    assert found.ingress == (True, IN, "policy", "two", 0, "db")
+    assert found.ingress == (True, IN, "policy", "two", 0, "db", "default")
     found = judge([OPEN, one, two], packet("10.0.0.1", "10.0.0.2", 47))
-    assert found.ingress == (False, IN, "default", "", None, "db")
+    assert found.ingress == (False, IN, "tier", "", None, "db", "default")
 
 
 def test_types_say_in_which_direction_a_policy_applies() -> None:
@@ -135,9 +135,9 @@ def test_profiles_in_order_only_where_no_policy_applies() -> None:
     )
     db = endpoint("db", "10.0.0.2", labels={"role": "db"}, profiles=("missing", "udp", "no-udp"))
     world = World((WEB, db), [OPEN], profiles)
-    assert verdict(world, packet("10.0.0.1", "10.0.0.2", UDP)).ingress == (True, IN, "profile", "udp", 0, "db")
-    assert verdict(world, packet("10.0.0.1", "10.0.0.2")).ingress == (True, IN, "profile", "no-udp", 1, "db")
-    assert verdict(world, packet("10.0.0.1", "10.0.0.2", ICMP)).ingress == (False, IN, "default", "", None, "db")
+    assert verdict(world, packet("10.0.0.1", "10.0.0.2", UDP)).ingress == (True, IN, "profile", "udp", 0, "db", "")
+    assert verdict(world, packet("10.0.0.1", "10.0.0.2")).ingress == (True, IN, "profile", "no-udp", 1, "db", "")
+    assert verdict(world, packet("10.0.0.1", "10.0.0.2", ICMP)).ingress == (False, IN, "default", "", None, "db", "")
     world = World((WEB, db), [OPEN, to_db()], profiles)
     assert not verdict(world, packet("10.0.0.1", "10.0.0.2", UDP)).allowed
 
