@@ -5,6 +5,10 @@ from hypothesis import strategies as st
 
 from hostd.dataplane.nft import Admission, Content, NftTable, disjoint
 from hostd.ruleset import (
+    GUEST_EGRESS,
+    HOST_CHAINS,
+    HOST_GUESTS,
+    HOST_IN,
     Family,
     Goto,
     Guard,
@@ -29,6 +33,7 @@ from slash32.policy import Icmp, PortRange
 KINDS = {4: (SetKind.ADDR4, SetKind.NET4), 6: (SetKind.ADDR6, SetKind.NET6)}
 SETS = {f"s-{kind.value}": SetSpec(kind, 64) for kind in SetKind}
 _WAYS = st.booleans()
+_HOST_CHAINS = st.sampled_from(HOST_CHAINS)
 GUARD = Guard(prefixes=("vnet", "lxc-veth"), drop_transit=(4, 6), conn_limit=100)
 
 
@@ -89,6 +94,7 @@ def rules(draw: st.DrawFn, chains: tuple[str, ...] = ()) -> Rule:
 def contents(draw: st.DrawFn) -> Content:
     low = {f"p{n}-in": draw(st.lists(rules(), max_size=5)) for n in range(2)}
     high = {f"c{n}-from": draw(st.lists(rules(tuple(low)), max_size=3)) for n in range(2)}
+    host = {n: draw(st.lists(rules(("p0-in",)), min_size=1, max_size=3)) for n in draw(st.sets(_HOST_CHAINS))}
     members = {}
     for name, spec in SETS.items():
         version = 4 if spec.kind in KINDS[4] else 6
@@ -98,7 +104,7 @@ def contents(draw: st.DrawFn) -> Content:
             members[name] = disjoint(draw(st.lists(prefixes(version), max_size=9)))
     base = GUARD.group_base
     classes = {base + n + 1: (f"c{n}-from", f"p{n}-in") for n in range(2)}
-    return Content(SETS, members, {**low, **high}, classes, draw(_admissions()))
+    return Content(SETS, members, {**low, **high, **host}, classes, draw(_admissions()))
 
 
 @st.composite
@@ -149,6 +155,8 @@ def fixed() -> Content:
         "p-web-in": low,
         "c1-from": [Rule((), Jump("p-web-in"), counted=True), Rule((), Verdict.DROP)],
         "c1-to": [],
+        HOST_IN: [Rule((Interface(True, "eth0"),), Jump("p-web-in"))],
+        HOST_GUESTS: [Rule((), Jump(GUEST_EGRESS))],
     }
     return Content(SETS, members, chains, {GUARD.group_base + 1: ("c1-from", "c1-to")}, (admission,))
 

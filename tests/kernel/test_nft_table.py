@@ -24,7 +24,20 @@ from hostd.dataplane.nft import (
     fingerprint,
     supports_owner_persist,
 )
-from hostd.ruleset import Guard, InSet, Jump, Rule, SetKind, SetSpec, Side, Verdict
+from hostd.ruleset import (
+    GUEST_EGRESS,
+    HOST_GUESTS,
+    HOST_IN,
+    Guard,
+    InSet,
+    Interface,
+    Jump,
+    Rule,
+    SetKind,
+    SetSpec,
+    Side,
+    Verdict,
+)
 from slash32.net import parse_address, parse_prefix
 
 COUNT = 300 if os.environ.get("SLASH32_COUNTS") == "full" else 30
@@ -188,6 +201,63 @@ def test_foreign_objects_in_our_table_show_and_go(table: NftTable) -> None:
     assert table.read() == Actual(skeleton_ok=True)
 
 
+# ---- the chains of host endpoints ----
+
+HOST_RULES = (Rule((Interface(True, "eth0"),), Verdict.DROP), Rule((), Verdict.ACCEPT))
+
+
+def _put(table: NftTable, **chains: tuple[Rule, ...]) -> None:
+    change = table.transaction()
+    for name, rules in chains.items():
+        change.put_chain(name.replace("_", "-"), rules, name)
+    change.commit()
+
+
+def test_chain_of_host_endpoints_shows_when_it_is_filled(table: NftTable) -> None:
+    assert table.read().chains == {}
+    _put(table, host_in=HOST_RULES, host_guests=(Rule((), Jump(GUEST_EGRESS)),))
+    assert table.read().chains.keys() == {HOST_IN, HOST_GUESTS}
+    assert table.read().chains[HOST_IN] == tuple(map(fingerprint, HOST_RULES))
+    change = table.transaction()
+    change.delete_chain(HOST_IN, 1)
+    change.delete_chain(HOST_GUESTS, 2)
+    change.commit()
+    assert table.read() == Actual(skeleton_ok=True)
+    assert not table.load(), "it is still there, and empty"
+
+
+def test_foreign_rule_in_a_chain_of_host_endpoints_shows(table: NftTable) -> None:
+    run("nft", "add", "rule", "inet", "slash32", HOST_IN, "drop")
+    actual = table.read()
+    assert actual.skeleton_ok
+    assert actual.chains == {HOST_IN: ("? ",)}
+    _put(table, host_in=())
+    assert table.read() == Actual(skeleton_ok=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush chain inet slash32 input",
+        "flush chain inet slash32 input-host\ndelete chain inet slash32 input-host",
+        "flush chain inet slash32 guest-input\nflush chain inet slash32 host-guests\n"
+        "delete chain inet slash32 host-guests",
+        "flush chain inet slash32 guest-input\nflush chain inet slash32 host-guests\n"
+        "delete chain inet slash32 host-guests\n"
+        "add chain inet slash32 host-guests { type filter hook input priority 3; policy drop; }",
+    ],
+)
+def test_repair_keeps_what_host_endpoints_are_asked(table: NftTable, damage: str) -> None:
+    _put(table, host_in=HOST_RULES, host_guests=(Rule((), Jump(GUEST_EGRESS)),))
+    run("nft", "-f", "-", stdin=damage)
+    assert not table.read().skeleton_ok
+    assert table.load()
+    after = table.read()
+    assert after.skeleton_ok
+    assert after.chains.keys() == ({HOST_IN, HOST_GUESTS} if "host-guests" not in damage else {HOST_IN})
+    assert not table.load()
+
+
 # ---- endpoints --------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +357,8 @@ def test_names_of_the_skeleton_are_refused(table: NftTable) -> None:
     change = table.transaction()
     with pytest.raises(ValueError, match="skeleton"):
         change.put_chain("guest-from", [], 1)
+    with pytest.raises(ValueError, match="skeleton"):
+        change.put_chain(GUEST_EGRESS, [], 1)
     with pytest.raises(ValueError, match="skeleton"):
         change.add_set("macs", SetSpec(SetKind.ADDR4, 4), 1)
     for name in ("all", "a b-c", "-x", "a-\n", "a-" + "b" * 120):

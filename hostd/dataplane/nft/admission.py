@@ -9,7 +9,7 @@ from slash32.net import Address, Prefix, version
 
 from . import kernel as k
 from .intervals import prefixes_of
-from .skeleton import BEHIND, MACS, SENDERS, SENDERS_BEHIND, SOURCE
+from .shapes import BEHIND, MACS, SENDERS, SENDERS_BEHIND, SOURCE
 
 PLAIN = {SOURCE[4]: k.INET, SOURCE[6]: k.INET, MACS: k.INET, SENDERS: k.ARP}  # hash sets, and their table's family
 Granted = tuple[int, bytes, Address | Prefix]  # ifindex, MAC, and one thing it may send from

@@ -14,7 +14,7 @@ from ..netlink import KernelRefused, NetlinkSocket, attribute_map, attributes, t
 from . import elements
 from . import kernel as k
 from .admission import PLAIN, Element, Granted, whole
-from .skeleton import EXEMPT, FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
+from .shapes import EXEMPT, FROM, RESERVED_SETS, TABLE, TO, SetShape, Skeleton
 
 _RULE_DIGEST = 0x73
 _SET_SIZE = 0x73
@@ -192,7 +192,8 @@ def chain_hangs(dumped: Dump, skeleton: Skeleton, name: str) -> bool:
 
 def skeleton_stands(dumped: Dump, skeleton: Skeleton) -> bool:
     return all(set_is(dumped.sets.get(name), shape) for name, shape in skeleton.sets.items()) and all(
-        chain_hangs(dumped, skeleton, name) and dumped.rules.get(name, ()) == tuple(r.fingerprint for r in chain.rules)
+        chain_hangs(dumped, skeleton, name)
+        and (chain.filled or dumped.rules.get(name, ()) == tuple(r.fingerprint for r in chain.rules))
         for name, chain in skeleton.chains.items()
     )
 
@@ -264,7 +265,10 @@ def _exempt_keys(socket: NetlinkSocket, family: int) -> Iterator[bytes]:
 
 
 def of_policies(dumped: Dump, skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
-    return {name: dumped.rules.get(name, ()) for name in dumped.chains if name not in skeleton.chains}
+    """Of the chains that the skeleton only hangs up, those that hold something."""
+    filled = [name for name, chain in skeleton.chains.items() if chain.filled and dumped.rules.get(name)]
+    others = [name for name in dumped.chains if name not in skeleton.chains]
+    return {name: dumped.rules.get(name, ()) for name in (*others, *filled)}
 
 
 def set_specifications(dumped: Dump) -> dict[str, SetSpec | None]:

@@ -12,7 +12,8 @@ from . import kernel as k
 from .admission import Admission, Element
 from .elements import Member
 from .rules import statement
-from .skeleton import FAMILIES, FROM, SKELETONS, TABLE, TO, Field, SetShape
+from .shapes import FROM, TABLE, TO, Field, SetShape
+from .skeleton import FAMILIES, SKELETONS
 from .statements import Statement
 from .transaction import shape_of
 

@@ -1,128 +1,39 @@
 # Owns: what stands in the kernel before and without any endpoint: two tables, their sets, base chains and rules.
-# Data only. Whose a packet is, is asked before anything else looks at it: reassembly and conntrack would believe it.
+# Data only (host.py has the part about the host itself). Whose a packet is, is asked before anything else looks at it:
+# reassembly and conntrack would believe it.
 # The order of the rules is for the packet of an established flow, which is most of them: from a guest it costs two
 # known-group tests, one source lookup and the conntrack state; to a guest one test and the state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-from slash32.net import Prefix
-
-from ...ruleset import GROUP_MASK, Guard
+from ...ruleset import GROUP_MASK, HOST_CHAINS, HOST_FORWARD_IN, HOST_FORWARD_OUT, Guard
+from . import host
 from . import kernel as k
-from .statements import BIG, HOST, NONE, Draft, Statement
+from .host import UNNUMBERED
+from .shapes import (
+    ARP_SETS,
+    ASKS,
+    BEHIND,
+    CONNS,
+    EXEMPT,
+    FIRST,
+    FROM,
+    INET_SETS,
+    MACS,
+    SENDERS,
+    SENDERS_BEHIND,
+    SOURCE,
+    TO,
+    Base,
+    Chain,
+    Skeleton,
+)
+from .statements import Draft, Statement
 
-TABLE = "slash32"
 FAMILIES = {k.INET: "inet", k.ARP: "arp"}
 
-_ENDPOINTS = 65536  # elements; the kernel's memory for an empty set of this size is 1 MiB
-_CLASSES = 16384
-_EXEMPT = 4096
-_FIRST = -450  # before reassembly (-400), which keys by addresses only, and before conntrack (-200)
 _ASKS = 20, 100  # questions (ND, DHCP, ARP for others) a second and at once: each may cost the host a table entry
-
-
-class Field(NamedTuple):
-    text: str
-    datatype: int
-    length: int
-
-
-IFACE = Field("iface_index", 20, 4)
-GROUP = Field("devgroup", 35, 4)
-MAC = Field("ether_addr", 9, 6)
-IP4 = Field("ipv4_addr", 7, 4)
-IP6 = Field("ipv6_addr", 8, 16)
-
-
-class SetShape(NamedTuple):
-    """A named set or verdict map as nft declares it."""
-
-    fields: tuple[Field, ...]
-    size: int = 0
-    interval: bool = False
-    dynamic: bool = False
-    verdicts: bool = False
-
-    @property
-    def key_type(self) -> int:
-        kind = 0
-        for field in self.fields:
-            kind = kind << 6 | field.datatype
-        return kind
-
-    @property
-    def key_length(self) -> int:
-        """Every field of a concatenation is padded to a word; a field alone is not."""
-        return sum((f.length + 3) & ~3 for f in self.fields) if len(self.fields) > 1 else self.fields[0].length
-
-    @property
-    def order(self) -> int:
-        if len(self.fields) > 1:
-            return NONE
-        return HOST if self.fields[0] in (IFACE, GROUP) else BIG
-
-    @property
-    def flags(self) -> int:
-        flags = k.SET_MAP * self.verdicts | k.SET_EVAL * self.dynamic | k.SET_INTERVAL * self.interval
-        return flags | k.SET_CONCAT * (self.interval and len(self.fields) > 1)
-
-    def __str__(self) -> str:
-        words = [f"type {' . '.join(f.text for f in self.fields)}{' : verdict' * self.verdicts};"]
-        if self.size:
-            words.append(f"size {self.size};")
-        if self.interval or self.dynamic:
-            words.append(f"flags {'interval' if self.interval else 'dynamic'};")
-        return " ".join(words)
-
-
-class Base(NamedTuple):
-    """Where a base chain hangs; its policy is accept."""
-
-    hook: str
-    number: int
-    priority: int
-
-    def __str__(self) -> str:
-        where = f"filter - {-self.priority}" if self.priority > _FIRST else str(self.priority)
-        return f"type filter hook {self.hook} priority {where}; policy accept;"
-
-
-class Chain(NamedTuple):
-    rules: tuple[Statement, ...]
-    base: Base | None = None
-
-
-class Skeleton(NamedTuple):
-    sets: dict[str, SetShape]
-    chains: dict[str, Chain]  # targets of jumps come before their users
-
-
-FROM, TO = "class-from", "class-to"
-SOURCE = {4: "source4", 6: "source6"}
-BEHIND = {4: "behind4", 6: "behind6"}
-MACS, SENDERS, SENDERS_BEHIND, EXEMPT = "macs", "senders", "senders-behind", "exempt"
-CONNS, ASKS = "conns", "asks"  # of these the kernel itself writes the elements
-
-_SETS = {
-    FROM: SetShape((GROUP,), _CLASSES, verdicts=True),
-    TO: SetShape((GROUP,), _CLASSES, verdicts=True),
-    "source4": SetShape((IFACE, IP4, MAC), _ENDPOINTS),
-    "source6": SetShape((IFACE, IP6, MAC), _ENDPOINTS),
-    "behind4": SetShape((IFACE, IP4, MAC), interval=True),
-    "behind6": SetShape((IFACE, IP6, MAC), interval=True),
-    MACS: SetShape((IFACE, MAC), _ENDPOINTS),
-    CONNS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
-    ASKS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
-    EXEMPT: SetShape((IFACE,), _EXEMPT),  # untagged guests that ran at the first install
-}
-_ARP_SETS = {
-    SENDERS: SetShape((IFACE, IP4, MAC, MAC), _ENDPOINTS),
-    SENDERS_BEHIND: SetShape((IFACE, IP4, MAC, MAC), interval=True),
-    ASKS: SetShape((IFACE,), _ENDPOINTS, dynamic=True),
-    EXEMPT: SetShape((IFACE,), _EXEMPT),
-}
 
 
 def _guarded(guard: Guard, incoming: bool, chain: str) -> list[Statement]:
@@ -138,17 +49,25 @@ def _transit(guard: Guard) -> list[Statement]:
         return []
     what = Draft() if len(guard.drop_transit) == 2 else Draft().family(*guard.drop_transit)
     return [
-        Draft().group(False, guard.group_base, GROUP_MASK).accept().done(),
-        *(Draft().name(False, p).accept().done() for p in guard.prefixes),
-        Draft().bridge(True).accept().done(),
-        Draft().bridge(False).accept().done(),
+        Draft().group(False, guard.group_base, GROUP_MASK).give_back().done(),
+        *(Draft().name(False, p).give_back().done() for p in guard.prefixes),
+        Draft().bridge(True).give_back().done(),
+        Draft().bridge(False).give_back().done(),
         what.drop().done("the host did not forward before slash32"),
     ]
 
 
-_NOWHERE4, _NOWHERE6 = Prefix(bytes(4), 32), Prefix(bytes(16), 128)
-_LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
-_UNNUMBERED = (_NOWHERE4, _NOWHERE6, _LINK_LOCAL)  # sources of a guest that asks for or finds out its address
+def _forward_in(guard: Guard) -> list[Statement]:
+    """What comes in through no tap: a guest's packet does not get here."""
+    return [
+        Draft().loopback(False).drop().done(),
+        *([Draft().jump("transit").done()] if guard.drop_transit else []),
+        *_asked_of_host(HOST_FORWARD_IN),
+    ]
+
+
+def _asked_of_host(chain: str) -> list[Statement]:
+    return [Draft().ct("established", "related").accept().done(), Draft().jump(chain).done()]
 
 
 def _guest_source() -> list[Statement]:
@@ -177,7 +96,7 @@ def _about() -> list[Statement]:
 def _guest_from(guard: Guard) -> list[Statement]:
     return [
         Draft().ct("established").accept().done(),
-        Draft().to_loopback().drop().done("nothing is forwarded to lo"),
+        Draft().loopback(False).drop().done("nothing is forwarded to lo"),
         Draft().icmp(4, 5).drop().done("no redirects from a guest"),
         Draft().icmp6_types([134, 137]).drop().done("no router advertisements, no redirects"),
         Draft().udp(67, 68).drop().done("no DHCP server"),
@@ -208,61 +127,28 @@ def _asks() -> list[Statement]:
     ]
 
 
-def _neighbour() -> list[Statement]:
-    return [
-        Draft().in_prefix(True, _NOWHERE6).jump("asks").done(),
-        Draft().in_prefix(True, _LINK_LOCAL).jump("asks").done(),
-        Draft().guest_source(6, SOURCE[6]).jump("asks").done(),
-    ]
-
-
-def _guest_input() -> list[Statement]:
-    return [
-        Draft().udp_to([4789, 6081, 8472]).drop().done("no tunnels to the host"),
-        Draft().protocols([4, 41, 47]).drop().done("no tunnels to the host"),
-        Draft().icmp6_types([133, 135, 136]).hop_limit(255).guest_mac(MACS).jump("neighbour").done(),
-        Draft().udp(68, 67).in_prefix(True, _NOWHERE4).guest_mac(MACS).jump("asks").done(),
-        Draft().udp(68, 67).guest_source(4, SOURCE[4]).jump("asks").done(),
-        Draft().udp(546, 547).in_prefix(True, _LINK_LOCAL).guest_mac(MACS).jump("asks").done(),
-        *(Draft().in_prefix(True, source).drop().done() for source in _UNNUMBERED),
-        Draft().icmp(4, 5).drop().done("no redirects from a guest"),
-        Draft().ct("established").accept().done(),
-        Draft().ct("related").jump("about").done(),
-        Draft().drop().done(),
-    ]
-
-
-def _guest_output() -> list[Statement]:
-    return [
-        Draft().icmp6_types([134, 135, 136]).accept().done(),
-        Draft().udp(67, 68).accept().done(),
-        Draft().udp(547, 546).accept().done(),
-        *_guest_to(),
-    ]
-
-
 def inet(guard: Guard) -> Skeleton:
     chains = {
-        "unnumbered": Chain(tuple(Draft().in_prefix(True, source).accept().done() for source in _UNNUMBERED)),
+        **{name: Chain(filled=True) for name in HOST_CHAINS},
+        "unnumbered": Chain(tuple(Draft().in_prefix(True, source).accept().done() for source in UNNUMBERED)),
         "guest-source": Chain(tuple(_guest_source())),
         "about": Chain(tuple(_about())),
         "asks": Chain(tuple(_asks())),
-        "neighbour": Chain(tuple(_neighbour())),
+        "transit": Chain(tuple(_transit(guard))),
         "guest-from": Chain(tuple(_guest_from(guard))),
         "guest-to": Chain(tuple(_guest_to())),
-        "guest-input": Chain(tuple(_guest_input())),
-        "guest-output": Chain(tuple(_guest_output())),
-        "prerouting": Chain(tuple(_guarded(guard, True, "guest-source")), Base("prerouting", 0, _FIRST)),
+        **host.guest_chains(guard, _guest_to()),
+        "prerouting": Chain(tuple(_guarded(guard, True, "guest-source")), Base("prerouting", 0, FIRST)),
         # Two stages: `accept` by the sender's egress policy ends the first only, the receiver's policy is still asked.
-        "forward-from": Chain(
-            (*_guarded(guard, True, "guest-from"), Draft().to_loopback().drop().done(), *_transit(guard)),
-            Base("forward", 2, -10),
+        "forward-from": Chain((*_guarded(guard, True, "guest-from"), *_forward_in(guard)), Base("forward", 2, -10)),
+        "forward-to": Chain(
+            (*_guarded(guard, False, "guest-to"), *_asked_of_host(HOST_FORWARD_OUT)), Base("forward", 2, -9)
         ),
-        "forward-to": Chain(tuple(_guarded(guard, False, "guest-to")), Base("forward", 2, -9)),
         "input": Chain(tuple(_guarded(guard, True, "guest-input")), Base("input", 1, -10)),
         "output": Chain(tuple(_guarded(guard, False, "guest-output")), Base("output", 3, -10)),
+        **host.own_chains(guard),
     }
-    return Skeleton(_SETS, chains)
+    return Skeleton(INET_SETS, chains)
 
 
 def arp(guard: Guard) -> Skeleton:
@@ -278,9 +164,8 @@ def arp(guard: Guard) -> Skeleton:
         "input": Chain(tuple(_guarded(guard, True, "guest-input")), Base("input", 0, -10)),
         "output": Chain(tuple(_guarded(guard, False, "guest-output")), Base("output", 1, -10)),
     }
-    return Skeleton(_ARP_SETS, chains)
+    return Skeleton(ARP_SETS, chains)
 
 
 SKELETONS: dict[int, Callable[[Guard], Skeleton]] = {k.INET: inet, k.ARP: arp}
-RESERVED_CHAINS = frozenset(inet(Guard()).chains)
-RESERVED_SETS = frozenset(_SETS)
+RESERVED_CHAINS = frozenset(inet(Guard()).chains) - frozenset(HOST_CHAINS)

@@ -257,8 +257,9 @@ class Draft:
         load = k.meta(key) + k.masked(host(mask))
         return self._add(f"{word} & {mask:#x} == {base:#x}", load, k.compare(host(base)))
 
-    def to_loopback(self) -> Draft:
-        return self._add('oif "lo"', k.meta(k.OIF), k.compare(host(1)))
+    def loopback(self, incoming: bool) -> Draft:
+        key, word = (k.IIF, "iif") if incoming else (k.OIF, "oif")
+        return self._add(f'{word} "lo"', k.meta(key), k.compare(host(1)))
 
     def bridge(self, incoming: bool) -> Draft:
         key, word = (k.IIFKIND, "iifkind") if incoming else (k.OIFKIND, "oifkind")

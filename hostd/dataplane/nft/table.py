@@ -9,7 +9,8 @@ from ..netlink import NETLINK_NETFILTER, NetlinkSocket
 from . import kernel as k
 from . import reading
 from .reading import Actual, Dump
-from .skeleton import SKELETONS, Skeleton
+from .shapes import Skeleton
+from .skeleton import SKELETONS
 from .transaction import Transaction, TransactionRefused
 
 _FAMILIES = tuple(SKELETONS)
@@ -165,7 +166,10 @@ class NftTable:
             if not reading.set_is(kept.get(name), shape):
                 change.declare_set(family, name, shape)
         for name, chain in skeleton.chains.items():
-            change.write_chain(family, name, chain.rules, chain.base)
+            if chain.filled:
+                change.add_chain(family, name)
+            else:
+                change.write_chain(family, name, chain.rules, chain.base)
 
     def _make_anew(self, dumps: dict[int, Dump | None]) -> None:
         change = self.transaction()
@@ -178,7 +182,11 @@ class NftTable:
 
 def _clear(change: Transaction, family: int, skeleton: Skeleton, dumped: Dump) -> None:
     """Take away what has a name of the skeleton's and cannot be written over; what uses it goes first."""
-    ours = [name for name in skeleton.chains if name in dumped.chains]
+    ours = [
+        name
+        for name, chain in skeleton.chains.items()
+        if name in dumped.chains and not (chain.filled and reading.chain_hangs(dumped, skeleton, name))
+    ]
     for name in ours:
         change.flush_chain(family, name)
     for name in ours:

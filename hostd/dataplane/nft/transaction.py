@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from slash32.errors import Slash32Error
 
-from ...ruleset import Rule, SetKind, SetSpec
+from ...ruleset import HOST_CHAINS, Rule, SetKind, SetSpec
 from ..netlink import (
     NLM_F_ACK,
     NLM_F_APPEND,
@@ -26,7 +26,8 @@ from . import elements
 from . import kernel as k
 from .admission import Admission, Element
 from .rules import statement
-from .skeleton import EXEMPT, FROM, IP4, IP6, RESERVED_CHAINS, RESERVED_SETS, TABLE, TO, Base, SetShape
+from .shapes import EXEMPT, FROM, IP4, IP6, RESERVED_SETS, TABLE, TO, Base, SetShape
+from .skeleton import RESERVED_CHAINS
 from .statements import Anonymous, Statement, host
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]*-[A-Za-z0-9_.-]+")
@@ -127,10 +128,13 @@ class Transaction:
         self.write_chain(k.INET, name, [statement(r) for r in rules])
 
     def delete_chain(self, name: str, label: Hashable) -> None:
-        """Its last user is deleted earlier."""
+        """Its last user is deleted earlier. One of HOST_CHAINS is emptied: the skeleton needs it."""
         _free(name, RESERVED_CHAINS)
         self._origin = _Origin(label, f"delete chain {name}")
-        self.remove_chain(k.INET, name)
+        if name in HOST_CHAINS:
+            self.flush_chain(k.INET, name)
+        else:
+            self.remove_chain(k.INET, name)
 
     def put_class(self, group: int, from_chain: str, to_chain: str, label: Hashable) -> None:
         """A group that has another class already is refused (EBUSY or EEXIST): delete that first, here."""
@@ -194,11 +198,15 @@ class Transaction:
     def remove_set(self, family: int, name: str) -> None:
         self.message(k.DELSET, family, text(2, name))
 
-    def write_chain(self, family: int, name: str, rules: Iterable[Statement], base: Base | None = None) -> None:
+    def add_chain(self, family: int, name: str, base: Base | None = None) -> None:
+        """What is in it stays, if it is there."""
         hook = b""
         if base:
             hook = nest(4, be32(1, base.number), be32(2, base.priority)) + be32(5, 1) + text(7, "filter")
         self.message(k.NEWCHAIN, family, text(3, name) + hook)
+
+    def write_chain(self, family: int, name: str, rules: Iterable[Statement], base: Base | None = None) -> None:
+        self.add_chain(family, name, base)
         self.flush_chain(family, name)
         for rule in rules:
             self._rule(family, name, rule)
