@@ -17,6 +17,7 @@ MAX_NODES = 1_000_000  # scalars, lists and mappings of one file, aliases counte
 MAX_DEPTH = 32
 
 _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NO_RESOURCE = "is not a mapping with apiVersion, kind, metadata and spec; write it as one"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,60})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,30}|(0|[1-9][0-9]{0,30})(\.[0-9]{0,30})?)([eE][-+]?[0-9]{1,3})?")
 _WORDS: dict[str, object] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
@@ -30,6 +31,7 @@ class Document:
     value: Mapping[str, object]
     source: str = ""  # file name, for messages
     line: int = 0  # from 1; 0: unknown
+    path: str = ""  # within the file's document: items[3]
 
 
 @dataclass(slots=True)
@@ -50,25 +52,33 @@ def load_yaml(text: str, source: str) -> list[Document]:
         if root.value is None:
             continue  # nothing between two separators
         where = f"{source}:{root.line}"
-        documents.extend(Document(value, source, root.line) for value in _flatten(root.value, where))
+        documents.extend(Document(value, source, root.line, path) for path, value in _flatten(root.value, where))
     return documents
 
 
-def _flatten(value: object, where: str) -> Iterator[Mapping[str, object]]:
+def _flatten(value: object, where: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """A document, or the items of a list as `calicoctl get -o yaml` and `slash32 get -o yaml` write it, and where."""
     if not isinstance(value, dict):
-        raise ResourceError(where, "", "the document is not a mapping with apiVersion, kind, metadata and spec")
+        raise ResourceError(where, "", f"the document {_NO_RESOURCE}")
     kind = value.get("kind")
     if not isinstance(kind, str) or not kind.endswith("List"):
-        yield value
+        yield "", value
         return
-    stray = set(value) - {"apiVersion", "kind", "metadata", "items"}
+    stray = sorted(set(value) - {"apiVersion", "kind", "metadata", "items"})
+    if stray:
+        message = f"a {quoted(kind, 64)} has a list called items and nothing else; remove {quoted(stray[0], 64)}"
+        raise ResourceError(where, "items", message)
     items = value.get("items")
-    if stray or not isinstance(items, list):
-        raise ResourceError(where, "items", f"a {quoted(kind, 64)} has a list called items and nothing else")
+    if not isinstance(items, list):
+        raise ResourceError(where, "items", f"a {quoted(kind, 64)} has a list called items and nothing else; add it")
     for index, item in enumerate(items):
+        path = f"items[{index}]"
         if not isinstance(item, dict):
-            raise ResourceError(where, f"items[{index}]", "is not a mapping with apiVersion, kind, metadata and spec")
-        yield item
+            raise ResourceError(where, path, _NO_RESOURCE)
+        if kind != "List" and item.get("kind", kind[:-4]) != kind[:-4]:
+            stranger = quoted(item["kind"], 64)
+            raise ResourceError(where, f"{path}.kind", f"{stranger} in a {quoted(kind, 64)}; make the kind List")
+        yield path, item
 
 
 def _roots(text: str, source: str) -> Iterator[_Built]:

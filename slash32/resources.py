@@ -1,30 +1,34 @@
-# Owns: the kinds of resources, both ways: documents (plain data from YAML or JSON) <-> the typed model. Pure.
-# Reading YAML text is slash32.documents; a single rule is slash32.rules.
+# Owns: the kinds of resources and the frame of their documents, both ways: plain data from YAML or JSON <-> the typed
+# model. Pure. What a kind's spec holds: slash32.policies, slash32.hosts, slash32.networksets; YAML: slash32.documents.
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slash32.decode import Field, shown
+from slash32.decode import NAME, NAME_LIMIT, Field
 from slash32.errors import quoted
+from slash32.hosts import decode_host, decode_host_endpoint, encode_host, encode_host_endpoint
 from slash32.model import Host
-from slash32.net import Address, format_address, parse_address, parse_prefix, version
-from slash32.policy import Direction, Policy, Profile, Rule
-from slash32.rules import NETS_LIMIT, SELECTOR_LIMIT, decode_rule, decode_selector, encode_rule
-from slash32.selector import MAX_LENGTH
+from slash32.networksets import decode_network_set, encode_network_set
+from slash32.policies import (
+    decode_policy,
+    decode_profile,
+    decode_staged,
+    decode_tier,
+    encode_policy,
+    encode_profile,
+    encode_tier,
+)
+from slash32.policy import HostEndpoint, NetworkSet, Policy, Profile, Tier
 
 if TYPE_CHECKING:
     from slash32.documents import Document
 
 API_VERSION = "slash32/v1"
 ALIAS = "projectcalico.org/v3"
-RULES_LIMIT = 1024  # of one direction
-LABELS_LIMIT = 128
 
-Resource = Policy | Profile | Host
-T = TypeVar("T")
+Resource = Policy | Tier | NetworkSet | HostEndpoint | Profile | Host
 
 
 class Kind(NamedTuple):
@@ -33,33 +37,68 @@ class Kind(NamedTuple):
     short: tuple[str, ...]
 
 
+class _Codec(NamedTuple):
+    decode: Callable[[Field, Field, bool], Resource]  # of metadata, spec; was it stored?
+    encode: Callable[[Any], dict[str, object]]
+    labels: bool = False  # metadata.labels may be there
+
+
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("GlobalNetworkPolicy", "globalnetworkpolicies", ("gnp", "policy", "policies")),
+        Kind("StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", ("sgnp",)),
+        Kind("Tier", "tiers", ()),
+        Kind("GlobalNetworkSet", "globalnetworksets", ("gns",)),
+        Kind("HostEndpoint", "hostendpoints", ("hep",)),
         Kind("Profile", "profiles", ("prof",)),
         Kind("Host", "hosts", ()),
     )
 }
-LATER = (
-    "Tier", "GlobalNetworkSet", "NetworkSet", "NetworkPolicy", "HostEndpoint", "IPPool", "StagedGlobalNetworkPolicy",
-    "StagedNetworkPolicy", "StagedKubernetesNetworkPolicy",
-)  # fmt: skip
+_CODECS = {
+    "GlobalNetworkPolicy": _Codec(decode_policy, encode_policy, labels=True),
+    "StagedGlobalNetworkPolicy": _Codec(decode_staged, encode_policy, labels=True),
+    "Tier": _Codec(decode_tier, encode_tier),
+    "GlobalNetworkSet": _Codec(decode_network_set, encode_network_set, labels=True),
+    "HostEndpoint": _Codec(decode_host_endpoint, encode_host_endpoint, labels=True),
+    "Profile": _Codec(decode_profile, encode_profile),
+    "Host": _Codec(decode_host, encode_host),
+}
+_BY_TYPE = {Tier: "Tier", NetworkSet: "GlobalNetworkSet", HostEndpoint: "HostEndpoint", Profile: "Profile"}
+_GLOBAL = "there are no namespaces here: make it a"
+LATER = {
+    "NetworkPolicy": f"{_GLOBAL} GlobalNetworkPolicy",
+    "StagedNetworkPolicy": f"{_GLOBAL} StagedGlobalNetworkPolicy",
+    "StagedKubernetesNetworkPolicy": f"{_GLOBAL} StagedGlobalNetworkPolicy",
+    "AdminNetworkPolicy": "make it a GlobalNetworkPolicy in a Tier of its own",
+    "BaselineAdminNetworkPolicy": "make it a GlobalNetworkPolicy in a Tier of its own",
+    "ClusterNetworkPolicy": "make it a GlobalNetworkPolicy in a Tier of its own",
+    "NetworkSet": f"{_GLOBAL} GlobalNetworkSet",
+    "WorkloadEndpoint": "remove it: endpoints come from the tags of libvirt's domains",
+    "Endpoint": "remove it: endpoints come from the tags of libvirt's domains",
+    "Node": "remove it, and make a Host",
+    **dict.fromkeys(
+        (
+            "BGPConfiguration", "BGPFilter", "BGPPeer", "BlockAffinity", "CalicoNodeStatus", "ClusterInformation",
+            "FelixConfiguration", "IPAMConfiguration", "IPPool", "IPReservation", "KubeControllersConfiguration",
+        ),
+        "remove it",
+    ),
+}  # fmt: skip
 
-_DNS = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-_LABEL = re.compile(r"[A-Za-z0-9_./-]{1,512}")
-_Z85 = re.compile(r"[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
-_Z85_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-# What an API server adds to an exported document: it says nothing about policy, so it may stay.
-_BOOKKEEPING = ("uid", "resourceVersion", "creationTimestamp", "generation")
-_METADATA_LATER = (
-    "labels", "annotations", "namespace", "generateName", "finalizers", "ownerReferences", "managedFields",
+FRAME = ("apiVersion", "kind", "metadata", "spec")
+FRAME_LATER = {"status": "it says nothing about policy: remove it"}
+# What an API server adds to an exported document, and notes of people: it says nothing about policy, so it may stay.
+BOOKKEEPING = (
+    "uid", "resourceVersion", "creationTimestamp", "generation", "selfLink", "annotations", "managedFields",
+    "finalizers",
 )  # fmt: skip
-_POLICY = ("order", "selector", "types", "ingress", "egress")
-_POLICY_LATER = (
-    "tier", "namespaceSelector", "serviceAccountSelector", "applyOnForward", "doNotTrack", "preDNAT",
-    "performanceHints", "stagedAction",
-)  # fmt: skip
+METADATA_LATER = {
+    "labels": "nothing selects by them: remove the field, or use annotations",
+    "namespace": "there are no namespaces here: remove the field",
+    "generateName": "give a name",
+    "ownerReferences": "remove the field",
+}
 
 
 def load_yaml(text: str, source: str) -> list[Document]:
@@ -80,46 +119,39 @@ def find_kind(word: str) -> Kind | None:
 
 def kind_of(resource: Resource) -> str:
     if isinstance(resource, Policy):
-        return "GlobalNetworkPolicy"
-    return "Profile" if isinstance(resource, Profile) else "Host"
+        return "StagedGlobalNetworkPolicy" if resource.staged else "GlobalNetworkPolicy"
+    return _BY_TYPE.get(type(resource), "Host")
 
 
 def decode(document: Document | Mapping[str, object], *, stored: bool = False) -> Resource:
     """Checks everything; raises ResourceError for the first thing wrong. `stored`: `encode` wrote it, so selectors
     are canonical and may be longer than what a user may write."""
-    value = document if isinstance(document, Mapping) else document.value
-    prefix = "" if isinstance(document, Mapping) or not document.source else f"{document.source}:{document.line}: "
-    subject = prefix + _subject(value)
-    root = Field(dict(value), subject)
+    root = _root(document)
     entries = root.entries()
-    for key in ("apiVersion", "kind"):
+    for key, hint in (("apiVersion", f"give {API_VERSION}"), ("kind", f"give one of {', '.join(KINDS)}")):
         if key not in entries:
-            root.fail(f"{key} is missing")
+            root.fail(f"{key} is missing; {hint}")
     entries["apiVersion"].one_of((API_VERSION, ALIAS))
     kind = entries["kind"].one_of(tuple(KINDS), LATER)
-    given = root.fields(("apiVersion", "kind", "metadata", "spec"), ("status",))
-    for key in ("metadata", "spec"):
-        if key not in given:
-            root.fail(f"{key} is missing")
-    name = _name(given["metadata"], 64 if kind == "Host" else 253)
-    if kind == "Host":
-        return _host(name, given["spec"])
-    limit = MAX_LENGTH if stored else SELECTOR_LIMIT
-    if kind == "Profile":
-        return _profile(name, given["spec"], limit)
-    return _policy(name, given["spec"], limit)
+    given = root.fields(FRAME, FRAME_LATER, required=("metadata", "spec"))
+    codec = _CODECS[kind]
+    return codec.decode(_metadata(given["metadata"], codec.labels), given["spec"], stored)
 
 
 def encode(resource: Resource) -> dict[str, object]:
     """The canonical document, JSON-able. decode(encode(r), stored=True) == r."""
-    if isinstance(resource, Policy):
-        spec = _encode_policy(resource)
-    elif isinstance(resource, Profile):
-        spec = _encode_profile(resource)
-    else:
-        spec = _encode_host(resource)
     kind = kind_of(resource)
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": resource.name}, "spec": spec}
+    metadata: dict[str, object] = {"name": resource.name}
+    if isinstance(resource, NetworkSet | HostEndpoint) and resource.labels:
+        metadata["labels"] = dict(sorted(resource.labels.items()))
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": _CODECS[kind].encode(resource)}
+
+
+def _root(document: Document | Mapping[str, object]) -> Field:
+    if isinstance(document, Mapping):
+        return Field(dict(document), _subject(document))
+    prefix = f"{document.source}:{document.line}: " if document.source else ""
+    return Field(dict(document.value), prefix + _subject(document.value), document.path)
 
 
 def _subject(value: Mapping[str, object]) -> str:
@@ -129,144 +161,12 @@ def _subject(value: Mapping[str, object]) -> str:
     known = kind if isinstance(kind, str) and (kind in KINDS or kind in LATER) else "document"
     if not isinstance(name, str):
         return known
-    return f"{known} {name if _DNS.fullmatch(name) and len(name) <= 253 else quoted(name, 64)}"
+    return f"{known} {name if len(name) <= NAME_LIMIT and NAME.fullmatch(name) else quoted(name, 64)}"
 
 
-def _name(metadata: Field, at_most: int) -> str:
+def _metadata(metadata: Field, labels: bool) -> Field:
+    """With `name` and, where the kind has them, `labels`; the bookkeeping is gone."""
     if isinstance(metadata.value, dict):
-        metadata = replace(metadata, value={k: v for k, v in metadata.value.items() if k not in _BOOKKEEPING})
-    given = metadata.fields(("name",), _METADATA_LATER)
-    if "name" not in given:
-        metadata.fail("name is missing")
-    name = given["name"].line(at_most)
-    if not _DNS.fullmatch(name) or any(len(part) > 63 for part in name.split(".")):
-        given["name"].fail(f"{quoted(name)} is not a name: use a-z, 0-9, '-' and '.', as in web-1.rack2")
-    return name
-
-
-def _policy(name: str, spec: Field, limit: int) -> Policy:
-    given = spec.fields(_POLICY, _POLICY_LATER)
-    ingress, egress = _rules(given, "ingress", limit), _rules(given, "egress", limit)
-    if "types" in given:
-        types = _types(given["types"])
-    else:  # Calico's default: what there are rules for, else Ingress
-        types = tuple(d for d, rules in ((Direction.INGRESS, ingress), (Direction.EGRESS, egress)) if rules)
-        types = types or (Direction.INGRESS,)
-    for direction, rules in ((Direction.INGRESS, ingress), (Direction.EGRESS, egress)):
-        if rules and direction not in types:
-            given[direction.value.lower()].fail(f"has rules, but spec.types lacks {direction.value}: add it there")
-    selector = decode_selector(given["selector"], limit) if "selector" in given else "all()"
-    order = given["order"].number() if "order" in given else None
-    return Policy(name, selector, types, order, ingress, egress)
-
-
-def _types(field: Field) -> tuple[Direction, ...]:
-    found: list[Direction] = []
-    for item in field.items(2, at_least=1):
-        direction = Direction(item.one_of([d.value for d in Direction]))
-        if direction in found:
-            item.fail(f"{direction.value} is given twice")
-        found.append(direction)
-    return tuple(d for d in Direction if d in found)
-
-
-def _rules(given: dict[str, Field], key: str, limit: int) -> tuple[Rule, ...]:
-    return tuple(decode_rule(item, limit) for item in given[key].items(RULES_LIMIT)) if key in given else ()
-
-
-def _profile(name: str, spec: Field, limit: int) -> Profile:
-    given = spec.fields(("ingress", "egress", "labelsToApply"))
-    labels: dict[str, str] = {}
-    if "labelsToApply" in given:
-        labels = {key: _label_value(field) for key, field in _label_entries(given["labelsToApply"]).items()}
-    return Profile(name, _rules(given, "ingress", limit), _rules(given, "egress", limit), labels)
-
-
-def _label_entries(field: Field) -> dict[str, Field]:
-    entries = field.entries()
-    if len(entries) > LABELS_LIMIT:
-        field.fail(f"has {len(entries)} labels; at most {LABELS_LIMIT} are allowed")
-    for key, child in entries.items():
-        if not _LABEL.fullmatch(key):
-            child.fail("is not a label name: use 1 to 512 letters, digits and _ . / -")
-    return entries
-
-
-def _label_value(field: Field) -> str:
-    return field.line(512)
-
-
-def _host(name: str, spec: Field) -> Host:
-    given = spec.fields(("publicKey", "addresses", "nets", "labels"))
-    key = _public_key(given["publicKey"]) if "publicKey" in given else ""
-    addresses: dict[int, Address] = {}
-    for item in given["addresses"].items(2) if "addresses" in given else ():
-        address = _address(item)
-        if version(address) in addresses:
-            item.fail(f"a second IPv{version(address)} address: give one next hop for each IP version")
-        addresses[version(address)] = address
-    nets = []
-    for item in given["nets"].items(NETS_LIMIT, at_least=1) if "nets" in given else ():
-        text = item.line(64)
-        nets.append(_parsed(item, parse_prefix, text, "a prefix like 10.65.0.0/24"))
-    labels: dict[str, tuple[str, ...]] = {}
-    if "labels" in given:
-        for label, values in _label_entries(given["labels"]).items():
-            labels[label] = tuple(_label_value(value) for value in values.items(1024))
-    return Host(name, key, tuple(addresses.values()), tuple(nets), labels)
-
-
-def _address(field: Field) -> Address:
-    text = field.line(64)
-    return _parsed(field, parse_address, text, "an IP address like 192.0.2.1 or fd00::1, without a mask")
-
-
-def _parsed(field: Field, parse: Callable[[str], T], text: str, wanted: str) -> T:
-    try:
-        return parse(text)
-    except ValueError:
-        field.fail(f"{quoted(text)} is not {wanted}")
-
-
-def _public_key(field: Field) -> str:
-    text = field.string(256)
-    chunks = [text[at : at + 5] for at in range(0, len(text), 5)]
-    if not _Z85.fullmatch(text) or any(_z85_number(chunk) >= 1 << 32 for chunk in chunks):
-        field.fail(f"{shown(text)} is not a CURVE public key: 40 characters of Z85, as the host's key file holds them")
-    return text
-
-
-def _z85_number(chunk: str) -> int:
-    number = 0
-    for character in chunk:
-        number = number * 85 + _Z85_DIGITS.index(character)
-    return number
-
-
-def _encode_policy(policy: Policy) -> dict[str, object]:
-    spec: dict[str, object] = {}
-    if policy.order is not None:
-        spec["order"] = int(policy.order) if policy.order.is_integer() else policy.order
-    spec["selector"] = policy.selector
-    spec["types"] = [direction.value for direction in policy.types]
-    for direction in policy.types:
-        spec[direction.value.lower()] = [encode_rule(rule) for rule in policy.rules(direction)]
-    return spec
-
-
-def _encode_profile(profile: Profile) -> dict[str, object]:
-    spec: dict[str, object] = {"labelsToApply": dict(sorted(profile.labels.items()))} if profile.labels else {}
-    for key, rules in (("ingress", profile.ingress), ("egress", profile.egress)):
-        if rules:
-            spec[key] = [encode_rule(rule) for rule in rules]
-    return spec
-
-
-def _encode_host(host: Host) -> dict[str, object]:
-    spec: dict[str, object] = {
-        "publicKey": host.public_key,
-        "addresses": [format_address(address) for address in host.addresses],
-        "nets": [str(net) for net in host.nets],
-        "labels": {key: list(values) for key, values in sorted(host.labels.items())},
-    }
-    return {key: value for key, value in spec.items() if value}
+        metadata = replace(metadata, value={k: v for k, v in metadata.value.items() if k not in BOOKKEEPING})
+    metadata.fields(("name", "labels") if labels else ("name",), METADATA_LATER, required=("name",))
+    return metadata

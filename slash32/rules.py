@@ -7,53 +7,70 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from slash32 import selector as selectors
-from slash32.decode import Field, shown
+from slash32.decode import Field, listed, shown
 from slash32.errors import SelectorError, quoted
-from slash32.net import Prefix, parse_prefix
+from slash32.net import Prefix
 from slash32.policy import Action, Icmp, Peer, PortRange, Rule
 
-SELECTOR_LIMIT = 1024
+RULES_LIMIT = 1024  # of one direction
+SELECTOR_LIMIT = 1024  # characters that a user may write; its canonical form may be longer
 NETS_LIMIT = 256
 PORTS_LIMIT = 256
 
+ACTIONS = tuple(action.value for action in Action)
 PROTOCOLS = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPv6": 58, "SCTP": 132, "UDPLite": 136}
 WITH_PORTS = (6, 17, 132, 136)
 _BY_FOLDED = {name.lower(): number for name, number in PROTOCOLS.items()}
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ICMP_VERSION = {1: 4, 58: 6}
 
-_RULE = ("action", "protocol", "notProtocol", "icmp", "notICMP", "ipVersion", "source", "destination")
-_RULE_LATER = ("http", "metadata")
-_PEER = ("nets", "notNets", "selector", "notSelector", "ports", "notPorts")
-_PEER_LATER = ("namespaceSelector", "serviceAccounts", "services", "domains")
-_PORT = re.compile(r"0|[1-9][0-9]{0,9}")
+RULE = ("action", "protocol", "notProtocol", "icmp", "notICMP", "ipVersion", "source", "destination", "metadata")
+RULE_LATER = {"http": "remove it, and use ports"}
+PEER = ("nets", "notNets", "selector", "notSelector", "ports", "notPorts")
+PEER_LATER = {
+    "namespaceSelector": "there are no namespaces here: remove it, and use selector",
+    "serviceAccounts": "there are no service accounts here: remove it, and use selector",
+    "services": "there are no services here: remove it, and use selector and ports",
+    "domains": "remove it, and use nets, or a selector that finds a GlobalNetworkSet",
+}
+ICMP = ("type", "code")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _NAMED_PORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 T = TypeVar("T")
 
 
-def decode_rule(field: Field, selector_limit: int = SELECTOR_LIMIT) -> Rule:
-    given = field.fields(_RULE, _RULE_LATER)
+def decode_rules(given: dict[str, Field], key: str, stored: bool) -> tuple[Rule, ...]:
+    return tuple(decode_rule(item, stored) for item in given[key].items(RULES_LIMIT)) if key in given else ()
+
+
+def decode_rule(field: Field, stored: bool = False) -> Rule:
+    """`stored`: it was accepted once, perhaps by an earlier version that was less strict about sense."""
+    given = field.fields(RULE, RULE_LATER)
     if "action" not in given:
-        field.fail("action is missing; give Allow or Deny")
+        field.fail(f"action is missing; give {listed(ACTIONS)}")
+    if "metadata" in given:
+        given["metadata"].fields(("annotations",))  # says nothing about policy
     protocol = _optional(given, "protocol", decode_protocol)
     rule = Rule(
-        action=Action(given["action"].one_of([a.value for a in Action], ("Log", "Pass"))),
+        action=Action(given["action"].one_of(ACTIONS)),
         protocol=protocol,
         not_protocol=_optional(given, "notProtocol", decode_protocol),
         ip_version=_optional(given, "ipVersion", _ip_version),
         icmp=_optional(given, "icmp", lambda f: _icmp(f, protocol)),
         not_icmp=_optional(given, "notICMP", lambda f: _icmp(f, protocol)),
-        source=_optional(given, "source", lambda f: _peer(f, protocol, selector_limit)) or Peer(),
-        destination=_optional(given, "destination", lambda f: _peer(f, protocol, selector_limit)) or Peer(),
+        source=_optional(given, "source", lambda f: _peer(f, protocol, stored)) or Peer(),
+        destination=_optional(given, "destination", lambda f: _peer(f, protocol, stored)) or Peer(),
     )
-    _check_families(field, given, rule)
+    if not stored:
+        _check_families(field, given, rule)
+        _check_negations(given, rule)
     return rule
 
 
-def decode_selector(field: Field, limit: int = SELECTOR_LIMIT) -> str:
+def decode_selector(field: Field, stored: bool = False) -> str:
     """The canonical text."""
-    text = field.string(limit)
+    text = field.string(selectors.MAX_LENGTH if stored else SELECTOR_LIMIT)
     try:
         selector = selectors.parse(text)
     except SelectorError as error:
@@ -68,7 +85,7 @@ def decode_protocol(field: Field) -> int:
     value = field.value
     if isinstance(value, str):
         number = _BY_FOLDED.get(value.lower()) if len(value) < 16 else None
-        if number is None and _PORT.fullmatch(value):
+        if number is None and _NUMBER.fullmatch(value):
             number = int(value)
     else:
         number = value if type(value) is int else None
@@ -90,47 +107,39 @@ def _ip_version(field: Field) -> int:
 
 def _icmp(field: Field, protocol: int | None) -> Icmp:
     if protocol not in _ICMP_VERSION:
-        field.fail("needs the rule's protocol to be ICMP or ICMPv6")
-    given = field.fields(("type", "code"))
+        field.fail("needs the rule's protocol to be ICMP or ICMPv6: give it, or remove this")
+    given = field.fields(ICMP)
     if "type" not in given:
         field.fail("type is missing; give 0..254" + (" (a code alone means nothing)" if "code" in given else ""))
     return Icmp(given["type"].integer(0, 254), _optional(given, "code", lambda f: f.integer(0, 255)))
 
 
-def _peer(field: Field, protocol: int | None, selector_limit: int) -> Peer:
-    given = field.fields(_PEER, _PEER_LATER)
+def _peer(field: Field, protocol: int | None, stored: bool) -> Peer:
+    given = field.fields(PEER, PEER_LATER)
     if protocol not in WITH_PORTS:
         for key in ("ports", "notPorts"):
             if key in given:
-                given[key].fail("needs the rule's protocol to be TCP, UDP, SCTP or UDPLite")
+                given[key].fail("needs the rule's protocol to be TCP, UDP, SCTP or UDPLite: give it, or remove this")
     return Peer(
         nets=_optional(given, "nets", _nets) or (),
         not_nets=_optional(given, "notNets", _nets) or (),
-        selector=_optional(given, "selector", lambda f: _peer_selector(f, selector_limit)),
-        not_selector=_optional(given, "notSelector", lambda f: _peer_selector(f, selector_limit)),
+        selector=_optional(given, "selector", lambda f: _peer_selector(f, stored)),
+        not_selector=_optional(given, "notSelector", lambda f: _peer_selector(f, stored)),
         ports=_optional(given, "ports", _ports) or (),
         not_ports=_optional(given, "notPorts", _ports) or (),
     )
 
 
-def _peer_selector(field: Field, limit: int) -> str:
+def _peer_selector(field: Field, stored: bool) -> str:
     if isinstance(field.value, str) and not field.value.strip(" \t"):
         # Calico reads this as "anybody", the language itself as "every endpoint": too far apart to guess.
         field.fail("is empty: remove the field to mean anybody, or write all() for every endpoint")
-    return decode_selector(field, limit)
+    return decode_selector(field, stored)
 
 
 def _nets(field: Field) -> tuple[Prefix, ...]:
     # An empty list would mean "any address": the opposite of what a template that found none wanted to say.
-    return tuple(_net(item) for item in field.items(NETS_LIMIT, at_least=1))
-
-
-def _net(field: Field) -> Prefix:
-    text = field.line(64)
-    try:
-        return parse_prefix(text)
-    except ValueError:
-        field.fail(f"{quoted(text)} is not a prefix: write it as 10.0.0.0/8 or fd00::/8, no bit set behind the mask")
+    return tuple(item.prefix() for item in field.items(NETS_LIMIT, at_least=1))
 
 
 def _ports(field: Field) -> tuple[PortRange, ...]:
@@ -146,7 +155,7 @@ def _port_range(field: Field) -> PortRange:
         if _NAMED_PORT.fullmatch(text):
             field.fail(f"{quoted(text)}: named ports are not supported by this version; give the number")
         ends = text.split(":")
-        if len(ends) > 2 or not all(_PORT.fullmatch(end) for end in ends):
+        if len(ends) > 2 or not all(_NUMBER.fullmatch(end) for end in ends):
             field.fail(f'{quoted(text)} is not a port: give 1..65535 or a range like "80:90"')
         first, last = int(ends[0]), int(ends[-1])
     if not (1 <= first <= 65535 and 1 <= last <= 65535):
@@ -160,20 +169,48 @@ def _check_families(field: Field, given: dict[str, Field], rule: Rule) -> None:
     """A rule that names both IPv4 and IPv6 where only one can be: it would silently match nothing."""
     icmp_version = _ICMP_VERSION.get(rule.protocol or 0)
     if rule.ip_version and icmp_version and rule.ip_version != icmp_version:
-        given["ipVersion"].fail(f"{rule.ip_version} contradicts protocol {_NAMES[rule.protocol or 0]}")
+        name = _NAMES[rule.protocol or 0]
+        given["ipVersion"].fail(f"{rule.ip_version} contradicts protocol {name}; remove one of them")
     only = rule.ip_version or icmp_version
     because = f"ipVersion {rule.ip_version}" if rule.ip_version else f"protocol {_NAMES.get(rule.protocol or 0)}"
     for side, peer in (("source", rule.source), ("destination", rule.destination)):
         for name, nets in (("nets", peer.nets), ("notNets", peer.not_nets)):
             for index, net in enumerate(nets):
-                at = Field(None, field.subject, f"{field.path}.{side}.{name}[{index}]")
                 if only and net.version != only:
-                    at.fail(f"{net} is IPv{net.version}, which contradicts {because}")
-                if name == "notNets" and net.length == 0 and {n.version for n in peer.nets} == {net.version}:
-                    at.fail(f"{net} leaves nothing of nets: the rule could never match")
+                    at = Field(None, field.subject, f"{field.path}.{side}.{name}[{index}]")
+                    at.fail(f"{net} is IPv{net.version}, which contradicts {because}; remove one of them")
     versions = [{net.version for net in peer.nets} or {4, 6} for peer in (rule.source, rule.destination)]
     if not versions[0] & versions[1]:
-        given["destination"].fail("nets is of another IP version than source.nets: the rule could never match")
+        at = given["destination"].child("nets")
+        at.fail("is of another IP version than source.nets: the rule could never match; give both of one version")
+
+
+def _check_negations(given: dict[str, Field], rule: Rule) -> None:
+    """A negation that leaves nothing of what is asked for: such a rule looks as if it did something."""
+    if rule.protocol is not None and rule.protocol == rule.not_protocol:
+        given["notProtocol"].fail(_nothing_left("protocol"))
+    if rule.icmp and rule.not_icmp and rule.not_icmp in (rule.icmp, Icmp(rule.icmp.type)):
+        given["notICMP"].fail(_nothing_left("icmp"))
+    only = rule.ip_version or _ICMP_VERSION.get(rule.protocol or 0)
+    for side, peer in (("source", rule.source), ("destination", rule.destination)):
+        asked = peer.nets or tuple(net for net in _EVERYWHERE if only in (None, net.version))
+        if all(any(_within(net, hole) for hole in peer.not_nets) for net in asked):
+            given[side].child("notNets").fail(_nothing_left("nets" if peer.nets else "all addresses"))
+        if peer.selector and peer.not_selector in (peer.selector, "all()"):
+            given[side].child("notSelector").fail(_nothing_left("selector"))
+        if peer.ports and all(any(n[0] <= p[0] and p[1] <= n[1] for n in peer.not_ports) for p in peer.ports):
+            given[side].child("notPorts").fail(_nothing_left("ports"))
+
+
+_EVERYWHERE = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
+
+
+def _within(net: Prefix, other: Prefix) -> bool:
+    return net.length >= other.length and other.contains(net.network)
+
+
+def _nothing_left(of: str) -> str:
+    return f"leaves nothing of {of}: the rule could never match; remove one of them"
 
 
 def encode_rule(rule: Rule) -> dict[str, object]:

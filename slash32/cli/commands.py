@@ -16,6 +16,7 @@ from slash32.resources import KINDS
 from . import show, text
 from .client import CallError, Client
 from .files import DOMAINS, RESOURCES, Checked, check, check_text, duplicates, expand, is_xml
+from .schema import schema
 from .waiting import Outcome, follow, terminal_progress
 
 SOCKET = "/run/slash32-dispatcher/api.sock"
@@ -358,5 +359,6 @@ def completion(shell: str) -> None:
     click.echo(script.source_template % script.source_vars())  # .source() would run the shell to learn its version
 
 
+cli.add_command(schema)
 for _command in cli.commands.values():
     _command.epilog = CODES

@@ -78,7 +78,7 @@ def test_documents_know_their_line_and_errors_name_it() -> None:
     assert [(d.value["kind"], d.line) for d in documents] == [("A", 3), ("B", 5), ("C", 5)]
     with pytest.raises(ResourceError) as caught:
         decode(Document(policy(order="x"), "f.yaml", 12))
-    assert str(caught.value) == 'f.yaml:12: GlobalNetworkPolicy p: spec.order: "x" is not a number'
+    assert str(caught.value) == 'f.yaml:12: GlobalNetworkPolicy p: spec.order: "x" is not a number; give one like 10 or 2.5'
 
 
 def test_json_is_yaml() -> None:
