@@ -2,7 +2,7 @@
 # flows (hostd.revoke) and answers `explain`. Pure.
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from slash32.net import Address, Prefix
@@ -140,10 +140,10 @@ def _test(match: Match, contains: Callable[[str, Address], bool]) -> _Test:
                 return lambda packet, _: contains(name, packet.source) is not negate
             return lambda packet, _: contains(name, packet.destination) is not negate
         case InNets(side, nets, negate):
-            within = _within(nets)
+            inside = within(nets)
             if side is Side.SRC:
-                return lambda packet, _: within(packet.source) is not negate
-            return lambda packet, _: within(packet.destination) is not negate
+                return lambda packet, _: inside(packet.source) is not negate
+            return lambda packet, _: inside(packet.destination) is not negate
         case IcmpIs():
             return _icmp(match)
         case Interface(incoming, name):
@@ -176,8 +176,8 @@ def _icmp(match: IcmpIs) -> _Test:
     return test
 
 
-def _within(nets: tuple[Prefix, ...]) -> Callable[[Address], bool]:
-    """By length of prefix: one lookup for each, however many there are of it."""
+def within(nets: Iterable[Prefix]) -> Callable[[Address], bool]:
+    """Whether an address is in one of these. One lookup for each length of prefix, however many there are of it."""
     by_length: dict[tuple[int, int], set[int]] = {}
     for net in nets:
         width = len(net.network)
@@ -185,8 +185,8 @@ def _within(nets: tuple[Prefix, ...]) -> Callable[[Address], bool]:
         by_length.setdefault((width, shift), set()).add(int.from_bytes(net.network, "big") >> shift)
     heads = [(width, shift, networks) for (width, shift), networks in by_length.items()]
 
-    def within(address: Address) -> bool:
+    def inside(address: Address) -> bool:
         number, length = int.from_bytes(address, "big"), len(address)
         return any(width == length and number >> shift in networks for width, shift, networks in heads)
 
-    return within
+    return inside

@@ -2,7 +2,7 @@
 # its notifications undo. Pure but for its door to the kernel (`Kernel`, in hostd.dataplane).
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -11,13 +11,15 @@ from slash32.net import Prefix
 from slash32.wire import Failure
 
 from .calc import Calculation
-from .desired import Actual, Dirty
+from .desired import Actual, Dirty, Member
 from .forwarding import Link, Neighbour, Route
 from .plan import Limits, Plan, Scope, everything, plan, same_way
+from .revoke import Change, Flow, InForce
 from .ruleset import GROUP_MASK, Rule
 from .state import Carrier
+from .trial import Trial
 
-_GUARD = "guard"
+_GUARD, _FLOWS = "guard", "flows"
 RETRY = 2.0  # seconds until what the kernel refused is tried again
 REREAD = 15  # of so many vain retries, one looks first: what is believed to be in the kernel may be wrong
 
@@ -40,6 +42,7 @@ class Kernel(Protocol):
     def link(self, name_or_index: str | int) -> Link | None: ...
     def routes(self) -> set[Route]: ...
     def tap_sysctls_hold(self, name: str) -> bool: ...
+    def end_condemned(self, near: Collection[Member], condemned: Callable[[Flow], bool]) -> int: ...
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Counters:
     writes: int = 0  # operations handed to the kernel
     resyncs: int = 0
     healed: int = 0  # operations that undid somebody else's change
+    ended: int = 0  # tracked flows that a change took the permission from
 
 
 @dataclass(slots=True)
@@ -65,20 +69,46 @@ class Settler:
     vain: int = 0  # retries in a row after which something was still refused
     contested: set[Prefix] = field(default_factory=set)  # taken from us and taken back, lately
     down: set[int] = field(default_factory=set)  # links that were seen down, by ifindex
+    force: InForce = field(default_factory=InForce)
+    owes: Callable[[bool], None] = lambda _: None  # told before flows may have to be ended, and when they are
 
     def settle(self, dirty: Dirty) -> list[Failure]:
         """Plan within `dirty` and apply. Returns all that is refused at present, not only by this call."""
         desired = self.calc.desired
         if dirty or desired.exempt != self.actual.exempt:
             fingerprints = self._fingerprints(dirty.chains)
-            todo = plan(Scope(desired, self.actual, dirty, fingerprints, self.limits))
+            scope = Scope(desired, self.actual, dirty, fingerprints, self.limits)
+            todo = plan(scope)
             self._forget_refusals(dirty)
             self.counters.plans += 1
+            change = self.force.ahead(scope, todo, self.kernel.fingerprints)
+            if change:
+                self.owes(True)
+            refused: list[Refused] = []
             if len(todo):
                 self.counters.writes += len(todo)
-                for refusal in self.kernel.apply(todo, self.actual):
-                    self._note(refusal)
+                refused = self.kernel.apply(todo, self.actual)
+            self.force.came(scope, todo, [refusal.scope for refusal in refused])
+            for refusal in refused:
+                self._note(refusal)
+            if change:
+                self._end_revoked(change)
         return self.failures()
+
+    def _end_revoked(self, change: Change) -> None:
+        """Flows that are no longer allowed end before anybody hears that the change is in force. What cannot be ended
+        is owed: all flows of these taps are judged anew with each retry."""
+        trial = Trial(change, self.force, self.calc.desired, self.actual)
+        taps = {ifindex for ifindex, _ in change.sides}
+        try:
+            self.counters.ended += self.kernel.end_condemned(trial.near(), trial.condemned)
+        except OSError as error:
+            self.force.owed |= taps
+            self._note(Refused(_FLOWS, f"those no longer allowed go on: {error}", Dirty(taps=taps)))
+        else:
+            self.force.owed -= taps
+            self.force.keep(trial.kept)
+            self.owes(False)
 
     def failures(self) -> list[Failure]:
         return [Failure(r.object, r.message) for r in self.refused.values()]
@@ -284,5 +314,3 @@ class Settler:
             )
 
         self.refused = {n: r for n, r in self.refused.items() if n == _GUARD or not within(r.scope)}
-
-

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from hostd.chains import targets
 from hostd.dataplane.kernel import Kernel
 from hostd.dataplane.netlink import Refusal
 from hostd.dataplane.nft.admission import Admission
@@ -26,9 +27,11 @@ from hostd.forwarding import (
     Take,
     TapAddress,
 )
+from hostd.judge import within
 from hostd.plan import Admit, PutSysctls
-from hostd.ruleset import Guard, InSet, Jump, Rule, SetKind, SetSpec
-from slash32.net import Prefix
+from hostd.revoke import Flow
+from hostd.ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, InSet, Rule, SetKind, SetSpec
+from slash32.net import Prefix, host_prefix
 
 
 class Killed(Exception):
@@ -41,7 +44,7 @@ class Tables:
 
     sets: dict[str, SetSpec] = field(default_factory=dict)
     members: dict[str, set[Member]] = field(default_factory=dict)
-    chains: dict[str, tuple[Rule, ...]] = field(default_factory=dict)
+    chains: dict[str, tuple[Rule, ...]] = field(default_factory=lambda: dict.fromkeys(HOST_CHAINS, ()))
     classes: dict[int, tuple[str, str]] = field(default_factory=dict)
     grants: set[tuple[int, bytes, Member]] = field(default_factory=set)
     exempt: set[int] = field(default_factory=set)
@@ -57,7 +60,7 @@ class Tables:
         return any(isinstance(m, InSet) and m.set == name for m in matches)
 
     def uses_chain(self, name: str) -> bool:
-        jumps = any(r.verdict == Jump(name) for rules in self.chains.values() for r in rules)
+        jumps = any(name in targets(rules) for rules in self.chains.values())
         return jumps or any(name in chains for chains in self.classes.values())
 
 
@@ -72,6 +75,8 @@ class Model:
     foreign_routes: set[Prefix] = field(default_factory=set)  # in the place that a route of ours would take
     refuses: Callable[[str, object], bool] = lambda _what, _item: False
     watch: Callable[[Model], None] = lambda _: None  # after each change that packets could see
+    tracked: set[Flow] = field(default_factory=set)
+    walks: int = 0  # through what is tracked
     left: int | None = None  # changes until hostd is killed; None: it is not
     log: list[object] = field(default_factory=list)  # link operations, "filter" for a transaction
 
@@ -142,12 +147,12 @@ class FakeTransaction:
 
     def put_chain(self, name: str, rules: Sequence[Rule], label: Hashable) -> None:
         asked = {m.set for r in rules for m in r.matches if isinstance(m, InSet)}
-        jumps = {r.verdict.chain for r in rules if isinstance(r.verdict, Jump)}
-        lacks = not asked <= self.tables.sets.keys() or not jumps <= self.tables.chains.keys()
+        lacks = not asked <= self.tables.sets.keys() or not {*targets(rules)} <= {GUEST_EGRESS, *self.tables.chains}
         if self._note("put chain", name, label, errno.ENOENT * lacks):
             self.tables.chains[name] = tuple(rules)
 
     def delete_chain(self, name: str, label: Hashable) -> None:
+        assert name not in HOST_CHAINS, "the skeleton's own"
         missing, used = name not in self.tables.chains, self.tables.uses_chain(name)
         if self._note("delete chain", name, label, errno.ENOENT * missing or errno.EBUSY * used):
             del self.tables.chains[name]
@@ -279,13 +284,23 @@ class FakeRtnl:
 
 
 class FakeFlows:
-    """No flows are tracked."""
+    """What is tracked is what a test puts into `tracked`."""
 
-    def forget(self, _owned: Iterable[Member]) -> None:
-        pass
+    def __init__(self, model: Model) -> None:
+        self.model = model
 
-    def forget_but_tcp(self, _owned: Iterable[Member]) -> None:
-        pass
+    def forget(self, owned: Collection[Member]) -> int:
+        return self.end(owned, lambda _: True)
+
+    def end(self, near: Collection[Member], condemned: Callable[[Flow], bool]) -> int:
+        if self.model.refuses("walk", near):
+            raise PermissionError(errno.EPERM, "not permitted")
+        self.model.walks += 1
+        inside = within(each if isinstance(each, Prefix) else host_prefix(each) for each in near)
+        ends = {f for f in self.model.tracked if inside(f.packet.source) or inside(f.packet.destination)}
+        doomed = {flow for flow in ends if condemned(flow)}
+        self.model.tracked -= doomed
+        return len(doomed)
 
 
 class FakeKernel(Kernel):
@@ -296,7 +311,7 @@ class FakeKernel(Kernel):
         self.guard = guard or Guard()
         self.table = FakeTable(model)  # type: ignore[assignment]
         self.rtnl = FakeRtnl(model)  # type: ignore[assignment]
-        self.flows = FakeFlows()  # type: ignore[assignment]
+        self.flows = FakeFlows(model)  # type: ignore[assignment]
         self.ipv6 = True
 
     def tap_sysctls_hold(self, name: str) -> bool:

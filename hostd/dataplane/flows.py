@@ -1,23 +1,34 @@
-# Owns: forgetting tracked flows: a new guest inherits none that its addresses had before it, whoever had them, and
-# whether or not hostd lived to see them go. Touches: the kernel's conntrack table, over netlink.
+# Owns: ending tracked flows: a new guest inherits none that its addresses had before it, and what policy does not allow
+# any more does not go on. Touches: the kernel's conntrack table, over netlink.
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 
 from slash32.net import Address, Prefix, host_prefix
+from slash32.policy import Icmp
+from slash32.verdict import Packet
 
+from ..judge import within
+from ..revoke import Flow
 from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, attr, attribute_map, message, nest, u32
 
 _GET, _DELETE = 0x101, 0x102
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
-_TUPLE_IP, _TUPLE_PROTOCOL, _PROTOCOL_NUMBER = 1, 2, 1
-_SOURCE = {4: 1, 16: 3}  # attribute of a source address by its width
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _MASTER, _ZONE, _FILTER = 1, 2, 12, 14, 18, 25
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_ENDS = {4: (1, 2), 16: (3, 4)}  # attributes of source and destination by the address's width
+_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
+_ICMP = {1: (5, 6), 58: (8, 9)}  # attributes of type and code, by protocol
+_WITH_PORTS = frozenset((6, 17, 33, 132, 136))
 _BY_SOURCE = 1  # flag of the filter
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
+_ASKED = 4  # addresses for which the kernel looks by itself: each costs it two walks of its own
+_BATCH = 1024  # deletions at a time: bounds the refusals that wait to be read
+_HEADS = struct.Struct("=HH")
 
 
 class Flows:
@@ -29,85 +40,113 @@ class Flows:
     def close(self) -> None:
         self._socket.close()
 
-    def forget(self, owned: Iterable[Address | Prefix]) -> int:
+    def forget(self, owned: Collection[Address | Prefix]) -> int:
         """All flows from or to these, however translated; how many there were. Raises OSError."""
-        prefixes = [each if isinstance(each, Prefix) else host_prefix(each) for each in owned]
-        if not prefixes or _empty():
+        return self.end(owned, lambda _: True)
+
+    def end(self, near: Collection[Address | Prefix], condemned: Callable[[Flow], bool]) -> int:
+        """Those that are condemned, of the flows from or to these; how many there were. Raises OSError."""
+        if not near or _empty():
             return 0
-        found = {entry for version in (4, 6) for entry in self._of([p for p in prefixes if p.version == version])}
-        if found:
-            self._delete(found)
+        found = {flow.name for width in (4, 16) for flow in self._near(near, width) if condemned(flow)}
+        self._delete(found)
         return len(found)
 
-    def forget_but_tcp(self, owned: Collection[Address | Prefix]) -> int:
-        """What may have begun while these had no filter, and begins anew with its next packet if it may: TCP does not,
-        and stays. One walk, for however many. Raises OSError."""
-        singles = {each for each in owned if not isinstance(each, Prefix)}
-        prefixes = [each for each in owned if isinstance(each, Prefix)]
-        found = set()
-        for reply in self._socket.dump(_GET, _head(socket.AF_UNSPEC)):  # a walk costs 10 ms, be the table empty
-            family, fields = reply.body[0], attribute_map(reply.body, 4)
-            width = 4 if family == socket.AF_INET else 16
-            ends = {_source(fields.get(side, b""), width) for side in (_TUPLE_ORIG, _TUPLE_REPLY)}
-            theirs = singles & ends or any(p.contains(end) for p in prefixes for end in ends)
-            if theirs and _protocol(fields[_TUPLE_ORIG]) != socket.IPPROTO_TCP:
-                found.add(_name(family, fields))
-        if found:
-            self._delete(found)
-        return len(found)
-
-    def _of(self, prefixes: list[Prefix]) -> Iterator[bytes]:
-        """What names each flow, as a request wants it. Of one family."""
+    def _near(self, near: Collection[Address | Prefix], width: int) -> Iterator[Flow]:
+        """Of one family."""
+        prefixes = [p for each in near if len((p := _prefix(each)).network) == width]
         if not prefixes:
             return
-        width = len(prefixes[0].network)
-        head = _head(socket.AF_INET if width == 4 else socket.AF_INET6)
+        family = socket.AF_INET if width == 4 else socket.AF_INET6
+        wanted = _ends_in(prefixes, width)
         for chosen in _chosen(prefixes):
-            for reply in self._socket.dump(_GET, head + chosen):
-                fields = attribute_map(reply.body, 4)
-                sides = [_source(fields.get(side, b""), width) for side in (_TUPLE_ORIG, _TUPLE_REPLY)]
-                if any(prefix.contains(source) for source in sides for prefix in prefixes):
-                    yield _name(head[0], fields)
+            for reply in self._socket.dump(_GET, _head(family) + chosen, wanted=wanted):
+                yield _flow(family, attribute_map(reply.body, 4), width)
 
-    def _delete(self, entries: set[bytes]) -> None:
-        first = self._socket.reserve(len(entries))
-        last = first + len(entries) - 1
-        batch = (message(_DELETE, NLM_F_ACK if n == last else 0, n, e) for n, e in enumerate(entries, first))
-        for refusal in self._socket.exchange(b"".join(batch), last):
-            if refusal.errno != errno.ENOENT:  # it ended by itself
-                raise OSError(refusal.errno, str(refusal))
-
-
-def _name(family: int, fields: Mapping[int, bytes]) -> bytes:
-    """Of one flow, as a request wants it."""
-    kept = b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
-    return _head(family) + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG]) + kept
+    def _delete(self, entries: Collection[bytes]) -> None:
+        waiting = list(entries)
+        for at in range(0, len(waiting), _BATCH):
+            part = waiting[at : at + _BATCH]
+            first = self._socket.reserve(len(part))
+            last = first + len(part) - 1
+            batch = (message(_DELETE, NLM_F_ACK if n == last else 0, n, e) for n, e in enumerate(part, first))
+            for refusal in self._socket.exchange(b"".join(batch), last):
+                if refusal.errno != errno.ENOENT:  # it ended by itself
+                    raise OSError(refusal.errno, str(refusal))
 
 
-def _protocol(side: bytes) -> int:
-    return attribute_map(attribute_map(side).get(_TUPLE_PROTOCOL, b"")).get(_PROTOCOL_NUMBER, b"\0")[0]
+def _prefix(of: Address | Prefix) -> Prefix:
+    return of if isinstance(of, Prefix) else host_prefix(of)
 
 
 def _head(family: int) -> bytes:
     return bytes((family, 0, 0, 0))
 
 
+def _ends_in(prefixes: list[Prefix], width: int) -> Callable[[bytes], bool]:
+    """Whether a flow is from or to one of these, looking at two places of what the kernel tells of it: the sources of
+    the flow and of its answers. (The attributes for both come first, and with the source first.)"""
+    singles = {prefix.network for prefix in prefixes if prefix.length == 8 * width}
+    behind = [prefix for prefix in prefixes if prefix.length < 8 * width]
+    inside = within(behind)
+
+    def wanted(body: bytes) -> bool:
+        length, kind = _HEADS.unpack_from(body, 4)
+        answers = 4 + length
+        if kind & 0x3FFF != _TUPLE_ORIG or _HEADS.unpack_from(body, answers)[1] & 0x3FFF != _TUPLE_REPLY:
+            return True
+        begins, answered = body[16 : 16 + width], body[answers + 12 : answers + 12 + width]
+        if begins in singles or answered in singles:
+            return True
+        return bool(behind) and (inside(begins) or inside(answered))
+
+    return wanted
+
+
+def _flow(family: int, fields: Mapping[int, bytes], width: int) -> Flow:
+    kept = b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
+    name = _head(family) + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG]) + kept
+    master = fields.get(_MASTER)  # one that a helper expected stands and falls with the flow that spoke of it
+    if master is not None:
+        return Flow(name, _packet(master, None, width))
+    return Flow(name, _packet(fields[_TUPLE_ORIG], fields.get(_TUPLE_REPLY), width))
+
+
+def _packet(side: bytes, answer: bytes | None, width: int) -> Packet:
+    """That began a flow: what the filter has seen of it, between the translations of its destination and its source."""
+    ends, ports = _tuple(side)
+    source_kind, destination_kind = _ENDS[width]
+    number = ports.get(_NUMBER, b"\0")[0]
+    source, destination = ends.get(source_kind, bytes(width)), ends.get(destination_kind, bytes(width))
+    target = ports.get(_DESTINATION_PORT)
+    if answer is not None:
+        ends, answering = _tuple(answer)
+        destination, target = ends.get(source_kind, destination), answering.get(_SOURCE_PORT, target)
+    if number in _WITH_PORTS and target is not None and _SOURCE_PORT in ports:
+        begun = int.from_bytes(ports[_SOURCE_PORT], "big")
+        return Packet(source, destination, number, begun, int.from_bytes(target, "big"))
+    kind, code = _ICMP.get(number, (0, 0))
+    if kind in ports:
+        return Packet(source, destination, number, icmp=Icmp(ports[kind][0], ports.get(code, b"\0")[0]))
+    return Packet(source, destination, number)
+
+
+def _tuple(side: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    fields = attribute_map(side)
+    return attribute_map(fields.get(_TUPLE_IP, b"")), attribute_map(fields.get(_TUPLE_PROTOCOL, b""))
+
+
 def _chosen(prefixes: list[Prefix]) -> list[bytes]:
     """What the kernel is to look for by itself, one dump each: single v4 addresses, as they begin a flow and as they
     answer. Its test of v6 addresses is the wrong way round (6.18 still), and it knows no prefixes: then everything."""
-    if any(prefix.length != 32 or prefix.version != 4 for prefix in prefixes):
+    if len(prefixes) > _ASKED or any(prefix.length != 32 or prefix.version != 4 for prefix in prefixes):
         return [b""]
     chosen = []
     for prefix in prefixes:
         for side in (_TUPLE_ORIG, _TUPLE_REPLY):
             flags = u32(1, _BY_SOURCE * (side == _TUPLE_ORIG)) + u32(2, _BY_SOURCE * (side == _TUPLE_REPLY))
-            chosen.append(nest(side, nest(_TUPLE_IP, attr(_SOURCE[4], prefix.network))) + nest(_FILTER, flags))
+            chosen.append(nest(side, nest(_TUPLE_IP, attr(_ENDS[4][0], prefix.network))) + nest(_FILTER, flags))
     return chosen
-
-
-def _source(side: bytes, width: int) -> Address:
-    ends = attribute_map(attribute_map(side).get(_TUPLE_IP, b""))
-    return ends.get(_SOURCE[width], bytes(width))
 
 
 def _empty() -> bool:

@@ -2,7 +2,7 @@
 # done. Touches: nf_tables, rtnetlink and /proc/sys through its parts (nft/, rtnl/, sysctl.py).
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 
 from slash32.net import Address, Prefix
 
@@ -28,6 +28,7 @@ from ..plan import (
     Shrink,
     Sweep,
 )
+from ..revoke import Flow
 from ..ruleset import GROUP_MASK, Guard, Rule
 from ..settle import Refused
 from . import sysctl
@@ -132,9 +133,7 @@ class Kernel:
         refused = self._links(todo.close, actual)
         haunted = self._end_old_flows(todo.filter, actual)
         refused += haunted.values()
-        bare = [op for op in todo.filter if isinstance(op, Admit) and _bare(op.ifindex, actual)]
         refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
-        refused += self._end_leaked_flows(bare)
         unready = {op.ifindex for op in todo.filter if isinstance(op, Admit) and not _admitted(op, actual)}
         refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
         unset = {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
@@ -164,21 +163,13 @@ class Kernel:
                     refused[id(op)] = Refused(self._tap_name(op.ifindex), why, Dirty(taps={op.ifindex}))
         return refused
 
-    def _end_leaked_flows(self, healed: Sequence[Admit]) -> list[Refused]:
-        """Of taps that had lost their filter, and have it again: what began meanwhile is not to go on for that."""
-        owned: list[Address | Prefix] = [address for op in healed for address in op.addresses]
-        owned += [prefix for op in healed for prefix in op.prefixes]
-        try:
-            if owned:
-                self.flows.forget_but_tcp(owned)
-        except OSError as error:
-            taps = {op.ifindex for op in healed}
-            return [Refused("flows", f"begun while there was no filter: {error}", Dirty(taps=taps))]
-        return []
-
     def end_flows(self, of: Admit) -> None:
         """Raises OSError."""
         self.flows.forget((*of.addresses, *of.prefixes))
+
+    def end_condemned(self, near: Collection[Address | Prefix], condemned: Callable[[Flow], bool]) -> int:
+        """Of the tracked flows from or to these; how many there were. Raises OSError."""
+        return self.flows.end(near, condemned)
 
     def _not_opened(self, ifindex: int, refused: Sequence[Refused]) -> Refused:
         why = refused[-1].message if refused else "its class of policies is not in the kernel"
@@ -254,12 +245,6 @@ def _unused(ifindex: int, actual: Actual) -> bool:
     """No guest was ever let in here."""
     tap = actual.taps.get(ifindex, Admitted())
     return not (tap.addresses or tap.prefixes or tap.group or ifindex in actual.foreign_groups)
-
-
-def _bare(ifindex: int, actual: Actual) -> bool:
-    """A guest was let in here, and its filter is gone."""
-    tap = actual.taps.get(ifindex, Admitted())
-    return not (tap.addresses or tap.prefixes or _unused(ifindex, actual))
 
 
 def _is_gateway(op: Operation, of: Set[int]) -> bool:

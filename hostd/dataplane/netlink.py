@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from array import array
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
 NETLINK_ROUTE = 0
@@ -182,9 +182,10 @@ def _refusal(reply: Message) -> Refusal:
 
 
 class NetlinkSocket:
-    """A held netlink socket, for one thread. Use one for requests and another, with `groups`, for notifications."""
+    """A held netlink socket, for one thread. Use one for requests and another, with `groups`, for notifications.
+    `receive`: bytes that may wait to be read."""
 
-    def __init__(self, protocol: int, groups: Iterable[int] = ()) -> None:
+    def __init__(self, protocol: int, groups: Iterable[int] = (), receive: int = _BUFFER) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._seq = 0
         self._room = memoryview(bytearray(_RECEIVE))
@@ -192,7 +193,7 @@ class NetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         if protocol == NETLINK_ROUTE:
             self._socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
-        self._buffer(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _BUFFER)
+        self._buffer(_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive)
         self._send_limit = 0
         self._grow(_BUFFER)
         self._socket.bind((0, 0))
@@ -260,13 +261,15 @@ class NetlinkSocket:
                     raise KernelRefused(refusal)
         return found
 
-    def dump(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
-        """All objects. A dump that the kernel marks as torn by a concurrent change is taken again, a bounded number of
-        times; then OSError(EINTR). Raises KernelRefused."""
+    def dump(
+        self, kind: int, body: bytes, flags: int = 0, wanted: Callable[[bytes], bool] | None = None
+    ) -> list[Message]:
+        """All objects, or of very many those whose bodies are wanted. A dump that the kernel marks as torn by a
+        concurrent change is taken again, a bounded number of times; then OSError(EINTR). Raises KernelRefused."""
         for _ in range(_DUMP_ATTEMPTS):
             seq = self.reserve()
             self._send(message(kind, flags | NLM_F_DUMP, seq, body))
-            found, torn = self._collect(seq)
+            found, torn = self._collect(seq, wanted)
             if not torn:
                 return found
         raise OSError(errno.EINTR, f"the kernel's tables kept changing through {_DUMP_ATTEMPTS} dumps")
@@ -292,7 +295,7 @@ class NetlinkSocket:
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, code.buffer_info()[0])
         )
 
-    def _collect(self, seq: int) -> tuple[list[Message], bool]:
+    def _collect(self, seq: int, wanted: Callable[[bytes], bool] | None) -> tuple[list[Message], bool]:
         found: list[Message] = []
         torn = False
         while True:
@@ -310,7 +313,8 @@ class NetlinkSocket:
                     if code not in (0, -errno.EINTR):
                         raise KernelRefused(Refusal(seq, -code, ""))
                     return found, torn or code != 0
-                found.append(reply)
+                if wanted is None or wanted(reply.body):
+                    found.append(reply)
 
     def _receive(self, flags: int) -> bytes | None:
         """Into a held buffer: to make one of that size for each answer takes longer than all the rest."""

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 PURE = {
     "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast",
     "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle starting agent operations"
-    " sightings status",
+    " sightings status judge revoke trial",
     "dispatcher": "anchors changes interest selections segment registry fanout ownership live",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
