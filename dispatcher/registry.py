@@ -2,7 +2,7 @@
 # date change by change. Pure. `take` hands over the net effect since the last `take`.
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
 from slash32.model import Endpoint, EndpointKey, Host

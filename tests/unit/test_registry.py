@@ -23,7 +23,7 @@ from slash32.sync import Applied, Replica
 from slash32.verdict import effective_labels
 from slash32.wire import Snapshot
 
-EXAMPLES = 400 if os.environ.get("SLASH32_COUNTS") == "full" else 80
+EXAMPLES = 400 if os.environ.get("SLASH32_COUNTS") == "full" else 120
 HOSTS = ("h1", "h2", "h3")
 SELECTORS = (
     "all()", 'role == "web"', 'role == "db"', 'env == "prod"', "has(zone)", '!(role == "web")',
@@ -213,7 +213,7 @@ def step(fleet: Fleet, what: str, *a: object) -> None:
             fleet.check()
 
 
-@given(st.lists(STEP, max_size=40))
+@given(st.lists(STEP, min_size=15, max_size=60))
 @example([("claim", 0, "h1", {}, ["x"], 0), ("commit",), ("profile", "x", [], {}), ("claim", 0, "h1", {}, [], 0)])
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_increments_equal_from_scratch(steps: list[tuple[object, ...]]) -> None:
@@ -228,7 +228,7 @@ def test_increments_equal_from_scratch(steps: list[tuple[object, ...]]) -> None:
     fleet.check()
 
 
-@given(st.lists(STEP, max_size=25))
+@given(st.lists(STEP, min_size=10, max_size=40))
 @settings(max_examples=EXAMPLES // 2, deadline=None)
 def test_nothing_is_left_behind(steps: list[tuple[object, ...]]) -> None:
     """After everything is taken away, the structures are empty: no leak, whatever the history."""
