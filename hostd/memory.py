@@ -17,7 +17,7 @@ from .state import Carrier, Local, Locals, Phase, without_carrier
 
 log = logging.getLogger("slash32.hostd")
 
-_REPLICA, _DELTA, _LOCAL, _GONE, _BOOT = range(5)
+_REPLICA, _DELTA, _LOCAL, _GONE, _BOOT, _OWED = range(6)
 
 
 class Memory:
@@ -30,6 +30,7 @@ class Memory:
         self.replica = Replica()
         self.locals = Locals({})
         self._revision = 0  # of the replica on disk
+        self.owed = False  # a change is, or was when hostd died, on its way that may have to end tracked flows
         self.trouble = ""  # why the disk does not hold the last state, if it does not
 
     def recall(self, read_only: bool = False) -> None:
@@ -70,6 +71,11 @@ class Memory:
             self._append(_DELTA, [self._revision, outcome.revision, b"".join(changes)])
             self._revision = outcome.revision
 
+    def owes(self, owed: bool) -> None:
+        if owed != self.owed:
+            self.owed = owed
+            self._append(_OWED, owed)
+
     def close(self) -> None:
         self.journal.close()
 
@@ -82,6 +88,8 @@ class Memory:
             self.locals.put(_unpack_local(payload, same_boot))
         elif kind == _GONE:
             self.locals.remove(unpack_key(payload))
+        elif kind == _OWED:
+            self.owed = bool(payload)
         else:
             raise WireError(f"unknown record {kind!r}")
 
@@ -97,6 +105,7 @@ class Memory:
     def _rebase(self) -> None:
         records = [[_BOOT, self.boot], [_REPLICA, self.replica.dump()]]
         records += [[_LOCAL, _pack_local(local)] for local in self.locals]
+        records += [[_OWED, True]] * self.owed
         try:
             self.journal.rebase([msgpack.packb(record) for record in records])
             self._revision = self.replica.revision
