@@ -1,0 +1,36 @@
+# Owns: the kernel as a witness for `explain`: its rules as its own tools list them, a tap's device group, the way to an
+# address. For one question, in a thread that owns nothing else. Touches: rtnetlink, nft, ip. Writes nothing.
+from __future__ import annotations
+
+import json
+import subprocess
+
+from slash32.net import Address, format_address
+
+from ..answers import Listed
+from .nft.listing import KernelFilter
+from .rtnl import Rtnl
+
+_PATIENCE = 10  # seconds
+
+
+class Witness:
+    def listed(self) -> Listed:
+        return KernelFilter()
+
+    def group_of(self, ifindex: int) -> int:
+        rtnl = Rtnl()
+        try:
+            link = rtnl.link(ifindex)
+        finally:
+            rtnl.close()
+        return link.group if link is not None else 0
+
+    def way_to(self, address: Address) -> str:
+        """Name of the interface that the host sends through to this address; "": it has no way there."""
+        command = ["ip", "-j", "route", "get", format_address(address)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        if done.returncode:
+            return ""
+        (way, *_) = json.loads(done.stdout)
+        return str(way.get("dev", ""))
