@@ -1,0 +1,182 @@
+# Owns: two worlds compared: for which owners of addresses, and for which traffic, the verdict is another one. Classes
+# of addresses are compared (slash32.classes), never pairs of endpoints. Pure.
+# Exact: a flow is in the answer when, and only when, slash32.verdict judges it otherwise in the other world.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from slash32.classes import ANONYMOUS, Class, Classified, Group, Side, classify
+from slash32.matching import World
+from slash32.reading import Seat
+from slash32.traffic import Traffic
+
+Where = Literal["", "same host", "other hosts"]  # "": wherever they are
+Progress = Callable[[int, int], None]  # classes compared, of how many
+
+
+class Flow(NamedTuple):
+    version: int | None  # None: every IP version that both ends have
+    traffic: Traffic
+
+
+class Change(NamedTuple):
+    """From each of the sources to each of the destinations (but nobody to himself)."""
+
+    allowed: bool  # after; before it was the other
+    flows: tuple[Flow, ...]
+    where: Where
+    sources: tuple[int, ...]  # groups
+    destinations: tuple[int, ...]
+    pairs: int
+
+
+@dataclass(slots=True)
+class Comparison:
+    found: Classified
+    changes: list[Change] = field(default_factory=list)  # the widest first
+    gaining: int = 0  # pairs of owners with traffic that is newly allowed
+    losing: int = 0
+
+
+Delta = tuple[int, int]  # traffic gained, lost
+_Pair = tuple[int, int, Where]
+
+
+def compare(before: World, after: World, progress: Progress | None = None) -> Comparison:
+    found = classify(before, after)
+    deltas: dict[_Pair, dict[int, Delta]] = {}
+    homes: dict[int, list[int]] = {}
+    for number, group in enumerate(found.groups):
+        for one in group.classes:
+            homes.setdefault(one, []).append(number)
+    for source, destination, where, delta in _changed(found, progress):
+        for pair in ((a, b, where) for a in homes[source] for b in homes[destination]):
+            by_version = deltas.setdefault(pair, {})
+            version = found.classes[source].version
+            old = by_version.get(version, (0, 0))
+            by_version[version] = (old[0] | delta[0], old[1] | delta[1])
+    result = Comparison(found)
+    result.changes = _merged(found, deltas)
+    result.gaining, result.losing = (_count(found, deltas, side) for side in (0, 1))
+    return result
+
+
+def _changed(found: Classified, progress: Progress | None) -> Iterator[tuple[int, int, Where, Delta]]:
+    """Pairs of classes; only those of which one end is another than before."""
+    everybody = range(len(found.classes))
+    active = [number for number in everybody if found.classes[number].before != found.classes[number].after]
+    for source in everybody:
+        if progress:
+            progress(source, len(found.classes))
+        one = found.classes[source]
+        for destination in everybody if one.before != one.after else active:
+            if found.classes[destination].version == one.version:
+                for where, delta in _deltas(found, one, found.classes[destination]):
+                    if delta != (0, 0):
+                        yield source, destination, where, delta
+
+
+def _deltas(found: Classified, source: Class, destination: Class) -> list[tuple[Where, Delta]]:
+    other = _delta(found, source, destination, False)
+    if not (_anonymous(source) and _anonymous(destination)):
+        return [("", other)]
+    same = _delta(found, source, destination, True)
+    return [("", other)] if same == other else [("same host", same), ("other hosts", other)]
+
+
+def _anonymous(one: Class) -> bool:
+    return any(seat.host == ANONYMOUS for side in (one.before, one.after) for seat in side.seats)
+
+
+def _delta(found: Classified, source: Class, destination: Class, same: bool) -> Delta:
+    before = _allowed(found, source.version, source.before, destination.before, same)
+    after = _allowed(found, source.version, source.after, destination.after, same)
+    return after & ~before, before & ~after
+
+
+def _allowed(found: Classified, version: int, source: Side, destination: Side, same: bool) -> int:
+    mask = found.spaces[version].whole
+    for leaving in source.seats:
+        for entering in destination.seats:
+            for program in _asked(leaving, entering, same):
+                mask &= found.judge.allowed(program, version, source.questions, destination.questions)
+    return mask
+
+
+def _asked(source: Seat, destination: Seat, same: bool) -> tuple[int, ...]:
+    """The programs on the way, as slash32.verdict walks it."""
+    between: tuple[int, ...] = ()
+    if source.host and source.host == destination.host and (same or source.host != ANONYMOUS):
+        if source.guest is not destination.guest:
+            between = destination.to_host if source.guest else source.to_guests
+    else:
+        between = source.leaving + destination.entering
+    return source.out + between + destination.into
+
+
+def _pairs(found: Classified, pair: _Pair) -> int:
+    first, second, where = pair
+    source, destination = found.groups[first], found.groups[second]
+    everything = len(source.members) * len(destination.members)
+    self_pairs = len(source.members) if first == second else 0
+    if not where:
+        return everything - self_pairs
+    at_home = sum(count * destination.hosts[host] for host, count in source.hosts.items() if host)
+    return at_home - self_pairs if where == "same host" else everything - at_home
+
+
+def _count(found: Classified, deltas: dict[_Pair, dict[int, Delta]], side: int) -> int:
+    """Pairs with something gained (side 0) or lost (1); each counted once."""
+    counted = {pair for pair, by_version in deltas.items() if any(delta[side] for delta in by_version.values())}
+    once = [pair for pair in counted if not pair[2] or (pair[0], pair[1], "") not in counted]
+    return sum(_pairs(found, pair) for pair in once)
+
+
+def _merged(found: Classified, deltas: dict[_Pair, dict[int, Delta]]) -> list[Change]:
+    """Equal changes together: as few rows as one of two simple ways gives."""
+    rows: dict[tuple[bool, tuple[Flow, ...], Where], list[tuple[int, int]]] = {}
+    for (source, destination, where), by_version in deltas.items():
+        for side, allowed in ((0, True), (1, False)):
+            flows = _flows(found, (source, destination), {v: d[side] for v, d in by_version.items() if d[side]})
+            if flows:
+                rows.setdefault((allowed, flows, where), []).append((source, destination))
+    changes = []
+    for (allowed, flows, where), pairs in rows.items():
+        for sources, destinations in _rectangles(pairs):
+            number = sum(_pairs(found, (a, b, where)) for a in sources for b in destinations)
+            if number:  # else: somebody to himself
+                changes.append(Change(allowed, flows, where, sources, destinations, number))
+    return sorted(changes, key=lambda change: (not change.allowed, -change.pairs, change.sources, change.destinations))
+
+
+def _rectangles(pairs: list[tuple[int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    by_destination = _sides(pairs)
+    by_source = [(b, a) for a, b in _sides((b, a) for a, b in pairs)]
+    return min(by_destination, by_source, key=len)
+
+
+def _sides(pairs: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Sources with equal destinations together."""
+    reached: dict[int, list[int]] = {}
+    for source, destination in pairs:
+        reached.setdefault(source, []).append(destination)
+    together: dict[tuple[int, ...], list[int]] = {}
+    for source, destinations in reached.items():
+        together.setdefault(tuple(sorted(destinations)), []).append(source)
+    return [(tuple(sorted(sources)), destinations) for destinations, sources in together.items()]
+
+
+def _flows(found: Classified, pair: tuple[int, int], masks: dict[int, int]) -> tuple[Flow, ...]:
+    """What both IP versions have alike is said once."""
+    described = {version: found.spaces[version].describe(mask) for version, mask in masks.items()}
+    groups: list[Group] = [found.groups[number] for number in pair]
+    versions = set.intersection(*({found.classes[one].version for one in group.classes} for group in groups))
+    if len(versions) == 1:
+        return tuple(Flow(None, traffic) for each in described.values() for traffic in each)
+    both = [traffic for traffic in described.get(4, ()) if traffic in described.get(6, ())]
+    flows = [Flow(None, traffic) for traffic in both]
+    for version in sorted(described):
+        flows += [Flow(version, traffic) for traffic in described[version] if traffic not in both]
+    return tuple(flows)
