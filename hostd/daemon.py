@@ -28,15 +28,18 @@ from .exempt import listed
 from .feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
 from .inbox import STATUS, Inbox, Request
 from .journal import Journal
+from .logs import Logs
 from .memory import Memory
 from .plan import Limits
 from .settle import Settler
+from .staged import StagedCounts
 from .world import world_of
 
 log = logging.getLogger("slash32.hostd")
 
 TICK = 0.5  # seconds
 AUDIT = 60.0  # seconds between looks at what sends no notification
+COUNT = 5.0  # seconds between looks at what staged policies have counted
 
 
 class Daemon:
@@ -67,8 +70,10 @@ class Daemon:
         self.agent.knows = bool(self.memory.replica.epoch or self.memory.locals.by_key)
         self.ear = Ear(config.libvirt, self.agent, self._allow_pruning)
         self.inbox = Inbox(config.run_dir / "hook.sock")
+        self.logs = Logs(self.agent, kernel.rtnl.name)
+        self.staged = StagedCounts()
         self._selector = selectors.DefaultSelector()
-        self._audited = self._retried = time.monotonic()
+        self._audited = self._retried = self._counted = time.monotonic()
         self._said: tuple[object, ...] = ()
         self._running = True
 
@@ -82,6 +87,7 @@ class Daemon:
         self._register(self.ear.fileno(), self.ear.hear)
         for fd in self.monitor.filenos():
             self._register(fd, self._hear_kernel)
+        self._register(self.logs.fileno(), self.logs.hear)
         if self.feed is not None:
             self._register(self.feed.fileno(), self._hear_dispatcher)
         gc.freeze()
@@ -100,6 +106,7 @@ class Daemon:
     def _close(self) -> None:
         self.ear.close()
         self.inbox.close()
+        self.logs.close()
         if self.feed is not None:
             self.feed.close()
         self.memory.close()
@@ -130,6 +137,7 @@ class Daemon:
     def _asked(self, request: Request, now: float) -> None:
         if request.operation == STATUS:
             self.agent.settle()
+            self._count_staged(now)
             self._write_status()
             request.answer(0)
         else:
@@ -142,6 +150,9 @@ class Daemon:
         if self.settler.retry_due(now):
             self.settler.retry(now)
         self._allow_pruning()
+        self.logs.tick(now)
+        if now - self._counted >= COUNT:
+            self._count_staged(now)
         self._write_status()
         if now - self._audited >= AUDIT:
             self._audited = now
@@ -233,6 +244,14 @@ class Daemon:
                 else:
                     self.machine.keep()
 
+    def _count_staged(self, now: float) -> None:
+        self._counted = now
+        points = self.settler.calc.desired.staged
+        try:
+            self.staged.saw(points, self.machine.kernel.table.counters({chain for chain, _ in points}))
+        except OSError as error:
+            log.warning("what staged policies have counted cannot be read: %s", error)
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _feed(self) -> Feed | None:
@@ -244,10 +263,12 @@ class Daemon:
         return Feed(where, self.memory.replica)
 
     def _write_status(self) -> None:
-        now = status.signature(self.agent, self.memory.trouble)
+        staged = self.staged.report()
+        now = status.signature(self.agent, self.memory.trouble, staged)
         if now != self._said:
             self._said = now
             path = self.config.run_dir / "hostd.status"
             fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(status.of(self.agent, os.getpid(), self.memory.trouble), sort_keys=True))
+            said = status.of(self.agent, os.getpid(), self.memory.trouble) | {"staged": staged}
+            fresh.write_text(json.dumps(said, sort_keys=True))
             fresh.replace(path)

@@ -10,7 +10,7 @@ from .agent import Agent
 from .state import Local
 
 
-def signature(agent: Agent, trouble: str) -> tuple[object, ...]:
+def signature(agent: Agent, trouble: str, staged: list[dict[str, Any]]) -> tuple[object, ...]:
     """Changes whenever `of` would say something else, and costs nothing to make."""
     feed, settler = agent.feed, agent.settler
     replica = feed.replica if feed is not None else None
@@ -23,6 +23,8 @@ def signature(agent: Agent, trouble: str) -> tuple[object, ...]:
         *((replica.epoch, replica.revision) if replica is not None else ()),
         *(counters.plans, counters.writes, counters.resyncs, counters.healed),
         tuple(settler.refused),
+        *(line["packets"] for line in staged),
+        *(line["policy"] for line in staged),
     )
 
 

@@ -2,12 +2,13 @@
 # netlink socket, which in owned mode also is what keeps others out of the tables. One thread.
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ...ruleset import Guard
 from ..netlink import NETLINK_NETFILTER, NetlinkSocket
 from . import kernel as k
 from . import reading
+from .counters import Counts, counters
 from .reading import Actual, Dump
 from .shapes import Skeleton
 from .skeleton import SKELETONS
@@ -93,6 +94,11 @@ class NftTable:
             if reading.generation(self._socket) == before:
                 return actual
         raise AssertionError("unreachable")
+
+    def counters(self, chains: Collection[str] | None = None) -> Counts:
+        """(packets, bytes) of each rule of these chains, or of all, where a rule of the chain counts; (0, 0) of one
+        that does not. A chain that is written anew begins at nothing."""
+        return counters(self._socket, chains)
 
     def _read(self) -> Actual:
         dumps = self._dumps()
