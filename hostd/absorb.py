@@ -12,6 +12,8 @@ from slash32.wire import Members
 from .calc import Calculation
 from .desired import Dirty, Member
 
+RULES = (Kind.PROFILE, Kind.POLICY, Kind.STAGED, Kind.TIER, Kind.HOSTENDPOINT)
+
 
 def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
     """What the kernel may need, after the replica took all these changes.
@@ -29,10 +31,9 @@ def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
             dirty.merge(calc.members_changed(change.name, _listed(change.add), _listed(change.remove)))
     for name in whole:
         dirty.merge(calc.set_replaced(str(name)))
-    if Kind.PROFILE in names:
-        dirty.merge(calc.profiles_changed(cast("list[str]", names[Kind.PROFILE])))
-    if Kind.POLICY in names:
-        dirty.merge(calc.policies_changed(cast("list[str]", names[Kind.POLICY])))
+    rules = {kind: cast("list[str]", names[kind]) for kind in RULES if kind in names}
+    if rules:
+        dirty.merge(calc.rules_changed(rules))
     if Kind.HOST in names:
         dirty.merge(calc.hosts_changed(cast("list[str]", names[Kind.HOST])))
     if Kind.ROUTE in names:

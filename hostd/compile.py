@@ -2,28 +2,46 @@
 # Pure functions of their arguments; hostd.calc decides when they are called.
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from typing import NamedTuple
 
 from slash32.net import Prefix
 from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, Profile
 from slash32.policy import Rule as PolicyRule
 
-from .desired import ClassChains, Member
-from .ruleset import Family, IcmpIs, InNets, InSet, Jump, Match, Ports, Protocol, Rule, SetKind, SetSpec, Side, Verdict
+from .desired import Member
+from .names import digest, log_tag
+from .ruleset import (
+    Family,
+    Goto,
+    IcmpIs,
+    InNets,
+    InSet,
+    Log,
+    Match,
+    Ports,
+    Protocol,
+    Rule,
+    SetKind,
+    SetSpec,
+    Side,
+    Verdict,
+)
 
 SetLookup = Callable[[str], "SelectorSet"]
 
 ICMP, ICMPV6 = 1, 58
 _ALL_KINDS = tuple(SetKind)
 _ADDRESSES = (SetKind.ADDR4, SetKind.ADDR6)
-_IDENTIFIER = re.compile(r"[A-Za-z0-9-]+")
-_ODD = re.compile(r"[^A-Za-z0-9-]")
+POLICY, STAGED, PROFILE = "policy", "staged", "profile"
+PASS_ON = Goto("")  # stands for the tail
+_VERDICTS: dict[Action, Verdict | Goto | Log] = {
+    Action.ALLOW: Verdict.ACCEPT, Action.DENY: Verdict.DROP, Action.LOG: Log(""), Action.PASS: PASS_ON,
+}  # fmt: skip
 _KINDS = {(4, False): SetKind.ADDR4, (6, False): SetKind.ADDR6, (4, True): SetKind.NET4, (6, True): SetKind.NET6}
 
 
@@ -103,55 +121,59 @@ def capacity(count: int) -> int:
     return size
 
 
-def digest(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+class Compiled(NamedTuple):
+    """A rule of the packet filter, and the number of the rule it is made of, in its policy or profile."""
+
+    number: int
+    rule: Rule
 
 
-def policy_chain(name: str, direction: Direction) -> str:
-    return f"{'pi' if direction is Direction.INGRESS else 'po'}-{_readable(name)}"
+def compile_rules(item: Policy | Profile, direction: Direction, lookup: SetLookup) -> tuple[Compiled, ...]:
+    """Of one direction. Where a rule passes on, its verdict is PASS_ON: where that is depends on who asks."""
+    kind = kind_of_item(item)
+    what = "staged policy" if kind == STAGED else kind
+    return tuple(
+        Compiled(index, _finished(item, kind, direction, index, found))
+        for index, rule in enumerate(item.rules(direction))
+        if not (kind == STAGED and rule.action is Action.LOG)  # it decides nothing, and is not there yet
+        for found in compile_rule(rule, lookup, f"{what} {item.name[:40]} {direction.value.lower()}[{index}]")
+    )
 
 
-def profile_chain(name: str, direction: Direction) -> str:
-    return f"{'fi' if direction is Direction.INGRESS else 'fo'}-{_readable(name)}"
+def _finished(item: Policy | Profile, kind: str, direction: Direction, index: int, rule: Rule) -> Rule:
+    if isinstance(rule.verdict, Log):
+        return rule._replace(verdict=Log(log_tag(kind, item.name, direction, index)))
+    if isinstance(item, Policy):
+        return rule._replace(keep=item.keep_established and rule.verdict is Verdict.ACCEPT)
+    return rule._replace(verdict=Verdict.DROP) if rule.verdict == PASS_ON else rule
 
 
-def _readable(name: str) -> str:
-    """Unique and legal as an nft identifier, and still the name where that is one (it then has no underscore)."""
-    if len(name) <= 40 and _IDENTIFIER.fullmatch(name):
-        return name
-    return f"{_ODD.sub('_', name[:24])}_{digest(name)}"
+def kind_of_item(item: Policy | Profile) -> str:
+    if isinstance(item, Profile):
+        return PROFILE
+    return STAGED if item.staged else POLICY
 
 
-def policy_chains(item: Policy | Profile, lookup: SetLookup) -> dict[str, tuple[Rule, ...]]:
-    """The chains of one policy or profile, one per direction that it has. No match returns to the class chain."""
-    name_of = policy_chain if isinstance(item, Policy) else profile_chain
-    directions = item.types if isinstance(item, Policy) else (Direction.INGRESS, Direction.EGRESS)
-    what = "policy" if isinstance(item, Policy) else "profile"
-    return {
-        name_of(item.name, direction): tuple(
-            compiled
-            for number, rule in enumerate(item.rules(direction))
-            for compiled in compile_rule(rule, lookup, f"{what} {item.name[:40]} {direction.value.lower()}[{number}]")
-        )
-        for direction in directions
-    }
+def directions_of(item: Policy | Profile) -> tuple[Direction, ...]:
+    return item.types if isinstance(item, Policy) else tuple(Direction)
 
 
-def class_chains(
-    egress: Sequence[str], ingress: Sequence[str]
-) -> tuple[ClassChains, dict[str, tuple[Rule, ...]]]:
-    """A class and its chains, from the policy (or profile) chains that apply, in order. The end is always drop."""
-    names = ClassChains(f"from-{digest('egress', *egress)}", f"to-{digest('ingress', *ingress)}")
-    end = Rule((), Verdict.DROP, "no policy allows it")
-    chains = {
-        name: (*(Rule((), Jump(chain)) for chain in jumps), end)
-        for name, jumps in ((names.egress, egress), (names.ingress, ingress))
-    }
-    return names, chains
+def going_on(compiled: Iterable[Compiled], tail: str) -> tuple[Rule, ...]:
+    """A policy's chain for those who go on there where it passes."""
+    there = Goto(tail)
+    return tuple(rule._replace(verdict=there) if rule.verdict == PASS_ON else rule for _, rule in compiled)
+
+
+def only_counting(compiled: Iterable[Compiled], rest: str) -> tuple[Rule, ...]:
+    """A staged policy's chain: whatever it says, what is enforced goes on there; what it would have dropped counts."""
+    there = Goto(rest)
+    return tuple(
+        Rule(rule.matches, there, rule.comment, counted=rule.verdict is Verdict.DROP) for _, rule in compiled
+    )
 
 
 def compile_rule(rule: PolicyRule, lookup: SetLookup, comment: str) -> Iterator[Rule]:
-    verdict = Verdict.ACCEPT if rule.action is Action.ALLOW else Verdict.DROP
+    verdict = _VERDICTS[rule.action]
     for ip in (4, 6) if _asks_family(rule) else (0,):
         if rule.ip_version not in (None, ip) or not _can_match(rule, ip):
             continue

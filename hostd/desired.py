@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from slash32.net import Address, Prefix
+from slash32.policy import Direction
 
 from .forwarding import Route
 from .ruleset import Rule, SetSpec
@@ -32,6 +33,25 @@ class Tap(NamedTuple):
     chains: ClassChains
 
 
+class LogPoint(NamedTuple):
+    """What a Log rule's tag stands for."""
+
+    kind: str  # "policy" or "profile"
+    name: str
+    tier: str  # of a policy
+    direction: Direction
+    rule: int  # index into the item's rules of this direction
+
+
+class StagedPoint(NamedTuple):
+    """What a counted rule stands for: packets that a staged policy would have dropped."""
+
+    policy: str  # "", with no rule: the end of a tier in which only staged policies apply
+    tier: str
+    direction: Direction
+    rule: int | None
+
+
 def no_members(_name: str) -> Collection[Member]:
     return ()
 
@@ -44,6 +64,8 @@ class Desired:
     taps: dict[int, Tap] = field(default_factory=dict)  # by ifindex
     routes: dict[Prefix, Route] = field(default_factory=dict)
     exempt: frozenset[int] = frozenset()  # ifindexes of untagged guests that ran at the first install
+    logs: dict[str, LogPoint] = field(default_factory=dict)  # by tag
+    staged: dict[tuple[str, int], StagedPoint] = field(default_factory=dict)  # by chain and position of the rule
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from .desired import ClassChains, Desired, Tap
 from .forwarding import Route, TapAddress
 from .journal import Journal
 from .memory import Memory
+from .names import height, is_derived
 from .plan import DelChain, DelClass, Limits, describe
 from .settle import Settler
 from .world import world_of
@@ -28,7 +29,7 @@ def compiled(config: Config) -> str:
     content = Content(
         sets=dict(sorted(desired.sets.items())),
         members={name: list(desired.members(name)) for name in desired.sets},
-        chains=dict(sorted(desired.chains.items(), key=lambda item: (item[0].startswith(("from-", "to-")), item[0]))),
+        chains=dict(sorted(desired.chains.items(), key=lambda item: (height(item[0]), item[0]))),
         classes={group: (chains.egress, chains.ingress) for chains, group in numbers.items()},
         admissions=[Admission(t.ifindex, t.mac, t.addresses, t.prefixes) for t in taps],
     )
@@ -46,7 +47,7 @@ def pending(config: Config) -> list[str]:
 
 
 def _spare(op: object) -> bool:
-    return isinstance(op, DelClass) or (isinstance(op, DelChain) and op.name.startswith(("from-", "to-")))
+    return isinstance(op, DelClass) or (isinstance(op, DelChain) and is_derived(op.name))
 
 
 def _calculation(config: Config) -> Calculation:

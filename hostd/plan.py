@@ -14,7 +14,8 @@ from slash32.net import Address, Prefix, format_address
 
 from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
 from .forwarding import Add, Delete, Item, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
-from .ruleset import Jump, Rule, SetSpec
+from .names import height
+from .ruleset import HOST_CHAINS, Rule, SetSpec
 
 
 class AddSet(NamedTuple):
@@ -225,7 +226,7 @@ def _plan_sets(out: Plan, scope: Scope) -> None:
 
 
 def _plan_chains(out: Plan, scope: Scope) -> None:
-    """Chains in an order in which a jump's target exists: those that jump nowhere first; removed the other way."""
+    """Chains in an order in which what a rule jumps or goes to exists; removed the other way round."""
     desired, actual, dirty, fingerprints, limits = scope
     puts: list[PutChain] = []
     gone: list[DelChain] = []
@@ -234,11 +235,15 @@ def _plan_chains(out: Plan, scope: Scope) -> None:
         if rules is None:
             if name in actual.chains and limits.prune:
                 gone.append(DelChain(name))
+        elif name in HOST_CHAINS:  # the skeleton's own: always there, and empty for who knows no host endpoints
+            have = actual.chains.get(name, ())
+            if have != fingerprints[name] and (rules or limits.prune):
+                puts.append(PutChain(name, rules))
         elif actual.chains.get(name) != fingerprints[name]:
             puts.append(PutChain(name, rules))
-    puts.sort(key=lambda put: any(isinstance(r.verdict, Jump) for r in put.rules))
+    puts.sort(key=lambda put: height(put.name))
+    gone.sort(key=lambda end: -height(end.name))
     out.filter += puts
-    gone.sort(key=lambda end: not end.name.startswith(("from-", "to-")))
     out.collect += gone
 
 

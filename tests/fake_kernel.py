@@ -320,6 +320,10 @@ class FakeKernel(Kernel):
     def end_flows(self, of: Admit) -> None:
         if self.model.refuses("flows", of.ifindex):
             raise PermissionError(errno.EPERM, "not permitted")
+        inside = within(each if isinstance(each, Prefix) else host_prefix(each) for each in (*of.addresses, *of.prefixes))
+        self.model.tracked -= {
+            f for f in self.model.tracked if inside(f.packet.source) or inside(f.packet.destination)
+        }
 
     def write_sysctls(self, tap: str) -> None:
         self.model.change(PutSysctls(0, tap))

@@ -16,7 +16,7 @@ from hostd.world import world_of
 from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import MASK, AddressSet, Kind, ObjectKey, Value, digest_of
-from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.policy import Action, Direction, HostEndpoint, Icmp, Peer, Policy, PortRange, Profile, Rule, Tier
 from slash32.sync import Applied, Replica
 from slash32.wire import Change, Delete, Delta, Members, Put, Snapshot
 
@@ -25,6 +25,7 @@ HERE = "h1"
 SELECTORS = ('role == "web"', 'role == "db"', "all()", 'has(env)')
 ROLES = ("web", "db", "")
 POLICIES, PROFILES = ("a", "b", "long.name-of.a-policy", "z"), ("p", "q")
+TIERS, HOST_ENDPOINTS = ("early", "late"), ("e", "f", "g")
 GUESTS = 4
 ADDRESSES4 = [parse_address(f"10.65.0.{n}") for n in range(1, 9)]
 ADDRESSES6 = [parse_address(f"fd00:65::{n:x}") for n in range(1, 9)]
@@ -60,13 +61,16 @@ def peers(draw: st.DrawFn, ports: bool) -> Peer:
     )
 
 
+ACTIONS = (*Action, Action.ALLOW, Action.DENY)
+
+
 @st.composite
 def rules(draw: st.DrawFn) -> Rule:
     protocol = draw(st.sampled_from([None, 1, 6, 17, 58]))
     ports = protocol in (6, 17)
     icmps = st.none() | st.builds(Icmp, st.sampled_from([0, 8, 128]), st.none() | st.sampled_from([0, 1]))
     return Rule(
-        draw(st.sampled_from([Action.ALLOW, Action.DENY])),
+        draw(st.sampled_from(ACTIONS)),
         protocol,
         draw(st.sampled_from([None, None, 17])),
         draw(st.sampled_from([None, None, 4, 6])),
@@ -78,13 +82,28 @@ def rules(draw: st.DrawFn) -> Rule:
 
 
 @st.composite
-def policies(draw: st.DrawFn, name: str) -> Policy:
+def policies(draw: st.DrawFn, name: str, staged: bool = False) -> Policy:
     """As resources.py lets them through: rules only of the directions that the types name."""
     types = tuple(draw(st.sampled_from([(Direction.INGRESS,), (Direction.EGRESS,), tuple(Direction)])))
     some = st.lists(rules(), max_size=2)
     ingress = tuple(draw(some)) if Direction.INGRESS in types else ()
     egress = tuple(draw(some)) if Direction.EGRESS in types else ()
-    return Policy(name, draw(st.sampled_from(SELECTORS)), types, draw(st.sampled_from([None, 1, 2])), ingress, egress)
+    asked = draw(st.sampled_from(SELECTORS)), types, draw(st.sampled_from([None, 1.0, 2.0]))
+    tier = draw(st.sampled_from(["default", *TIERS]))
+    return Policy(name, *asked, ingress, egress, tier, draw(st.booleans()), draw(st.booleans()), staged)
+
+
+@st.composite
+def tiers(draw: st.DrawFn, name: str) -> Tier:
+    order = draw(st.sampled_from([None, 1.0, 2.0, 2_000_000.0]))
+    return Tier(name, order, draw(st.sampled_from([Action.DENY, Action.PASS])))
+
+
+@st.composite
+def host_endpoints(draw: st.DrawFn, name: str) -> HostEndpoint:
+    labels = {"role": role} if (role := draw(st.sampled_from(ROLES))) else {}
+    asked = tuple(draw(st.lists(st.sampled_from(PROFILES), max_size=2, unique=True)))
+    return HostEndpoint(name, HERE, draw(st.sampled_from(["eth0", "eth1", "*"])), labels, profiles=asked)
 
 
 @st.composite
@@ -170,6 +189,15 @@ def commits(draw: st.DrawFn) -> Commit:
             case Kind.POLICY:
                 name = draw(st.sampled_from(POLICIES))
                 return ObjectKey(kind, name), None if gone else draw(policies(name))
+            case Kind.STAGED:
+                name = draw(st.sampled_from(POLICIES))
+                return ObjectKey(kind, name), None if gone else draw(policies(name, staged=True))
+            case Kind.TIER:
+                name = draw(st.sampled_from(TIERS))
+                return ObjectKey(kind, name), None if gone else draw(tiers(name))
+            case Kind.HOSTENDPOINT:
+                name = draw(st.sampled_from(HOST_ENDPOINTS))
+                return ObjectKey(kind, name), None if gone else draw(host_endpoints(name))
             case Kind.PROFILE:
                 name = draw(st.sampled_from(PROFILES))
                 return ObjectKey(kind, name), None if gone else draw(profiles(name))
@@ -269,6 +297,8 @@ class Scene:
 def same(one: Desired, other: Desired) -> None:
     assert one.sets == other.sets
     assert one.chains == other.chains
+    assert one.logs == other.logs
+    assert one.staged == other.staged
     assert one.taps == other.taps
     assert one.routes == other.routes
     for name in one.sets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..chains import targets
 from ..desired import Actual, Dirty
 from ..plan import (
     AddMembers,
@@ -21,7 +22,7 @@ from ..plan import (
     PutClass,
     Sweep,
 )
-from ..ruleset import InSet, Jump
+from ..ruleset import InSet
 
 
 def resting_on(ops: Sequence[FilterOp], bad: int, actual: Actual) -> set[int]:
@@ -48,9 +49,8 @@ def _rests_on(op: FilterOp, sets: set[str], chains: set[str]) -> bool:
         case AddMembers(name) | DelMembers(name) | FlushSet(name):
             return name in sets
         case PutChain(_, rules):
-            jumps = {r.verdict.chain for r in rules if isinstance(r.verdict, Jump)}
             asked = {m.set for r in rules for m in r.matches if isinstance(m, InSet)}
-            return bool(jumps & chains or asked & sets)
+            return bool(chains.intersection(targets(rules)) or asked & sets)
         case PutClass(_, class_chains):
             return bool(chains.intersection(class_chains))
     return False

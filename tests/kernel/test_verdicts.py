@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 from frames import SYN, Frame, _transport
@@ -16,6 +16,7 @@ from verdict_worlds import PACKETS, STRANGERS, Case, case, key
 import hostd.calc
 import hostd.compile
 from hostd.dataplane.kernel import Kernel
+from hostd.desired import ClassChains
 from hostd.plan import Limits
 from hostd.ruleset import Family, Guard, IcmpIs, InNets, InSet, Ports, Protocol, Rule, Side
 from hostd.settle import Settler
@@ -179,7 +180,7 @@ def test_the_kernel_does_what_the_model_says(fabric: Fabric) -> None:
 # -- bugs that it must see ------------------------------------------------------------------------------------------
 
 Compiled = Iterator[Rule]
-_compile, _classes = hostd.compile.compile_rule, hostd.compile.class_chains
+_compile, _steps = hostd.compile.compile_rule, hostd.calc.steps
 
 
 def altered(change: Callable[[object], object]) -> Callable[..., Compiled]:
@@ -219,16 +220,15 @@ def first_only(*args: object) -> Compiled:
     return itertools.islice(_compile(*args), 1)  # type: ignore[arg-type]
 
 
-def backwards(egress: Sequence[str], ingress: Sequence[str]) -> object:
-    return _classes(egress[::-1], ingress[::-1])
+def backwards(*args: object) -> object:
+    return [(tier, policies[::-1]) for tier, policies in _steps(*args)]  # type: ignore[arg-type]
 
 
-def crossed(egress: Sequence[str], ingress: Sequence[str]) -> object:
-    names, chains = _classes(egress, ingress)
-    return type(names)(names.ingress, names.egress), chains
+def crossed(egress: str, ingress: str) -> object:
+    return ClassChains(ingress, egress)
 
 
-COMPILE, CALC = "hostd.compile.compile_rule", "hostd.calc.class_chains"
+COMPILE, STEPS, PAIR = "hostd.compile.compile_rule", "hostd.calc.steps", "hostd.calc.ClassChains"
 BUGS: dict[str, tuple[str, object]] = {
     "notProtocol is protocol": (COMPILE, on(Protocol, positive)),
     "notProtocol is forgotten": (COMPILE, on(Protocol, lambda m: None if m.negate else m)),
@@ -246,8 +246,8 @@ BUGS: dict[str, tuple[str, object]] = {
     "the code of ICMP is forgotten": (COMPILE, on(IcmpIs, lambda m: m._replace(icmp=m.icmp._replace(code=None)))),
     "notICMP is icmp": (COMPILE, on(IcmpIs, positive)),
     "only the first alternative": (COMPILE, first_only),
-    "policies run backwards": (CALC, backwards),
-    "egress is ingress": (CALC, crossed),
+    "policies run backwards": (STEPS, backwards),
+    "egress is ingress": (PAIR, crossed),
 }  # fmt: skip
 AGAINST = 40  # worlds at most: in each of them such a bug is likely to be seen
 

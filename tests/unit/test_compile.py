@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hostd.compile import (
+    PASS_ON,
     SelectorSet,
     admitted,
     capacity,
-    class_chains,
     compile_rule,
+    compile_rules,
+    going_on,
     members_of,
-    policy_chain,
-    policy_chains,
-    profile_chain,
+    only_counting,
 )
 from hostd.dataplane.nft.rules import statement
+from hostd.dataplane.nft.skeleton import RESERVED_CHAINS
 from hostd.dataplane.nft.transaction import _free
-from hostd.ruleset import Jump, SetKind, Verdict
+from hostd.names import (
+    class_chain,
+    digest,
+    height,
+    is_derived,
+    log_tag,
+    policy_chain,
+    profile_chain,
+    staged_chain,
+    tail_chain,
+    variant_chain,
+)
+from hostd.ruleset import HOST_CHAINS, HOST_IN, NAME_LIMIT, Goto, Log, SetKind, Verdict
 from slash32.net import Prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
@@ -111,24 +126,69 @@ def test_a_selector_with_nothing_behind_it_needs_no_sets_of_nets() -> None:
     assert set(PLAIN.specs) == {SetKind.ADDR4, SetKind.ADDR6}
 
 
-def test_a_policy_has_the_chains_of_its_types() -> None:
-    rules = (Rule(Action.DENY), Rule(Action.ALLOW))
-    one = policy_chains(Policy("web", "all()", (IN,), ingress=rules), lambda _: PLAIN)
-    assert set(one) == {"pi-web"} and [r.verdict for r in one["pi-web"]] == [Verdict.DROP, Verdict.ACCEPT]
-    assert [r.comment for r in one["pi-web"]] == ["policy web ingress[0]", "policy web ingress[1]"]
-    both = policy_chains(Profile("web", rules), lambda _: PLAIN)
-    assert set(both) == {"fi-web", "fo-web"} and both["fo-web"] == ()
+def compiled(item: Policy | Profile, direction: Direction = IN) -> list[tuple[int, str]]:
+    return [(at, statement(rule).text) for at, rule in compile_rules(item, direction, lambda _: PLAIN)]
 
+
+def test_a_policy_is_its_rules_by_number() -> None:
+    rules = (Rule(Action.DENY), Rule(Action.ALLOW, ip_version=6, source=Peer(nets=nets("10.0.0.0/8"))), Rule(**ALLOW))
+    assert compiled(Policy("web", "all()", (IN,), ingress=rules)) == [(0, "drop"), (2, "accept")]
+    (rule,) = [rule for _, rule in compile_rules(Profile("web", rules[:1]), IN, lambda _: PLAIN)]
+    assert rule.comment == "profile web ingress[0]"
+
+
+def test_actions() -> None:
+    rules = tuple(map(Rule, Action))
+    policy, profile = Policy("web", "all()", (IN,), ingress=rules, keep_established=True), Profile("web", rules)
+    tags = [log_tag(kind, "web", IN, 2) for kind in ("policy", "profile")]
+    made = compile_rules(policy, IN, lambda _: PLAIN)
+    assert [r.verdict for _, r in made] == [Verdict.ACCEPT, Verdict.DROP, Log(tags[0]), PASS_ON]
+    assert [r.keep for _, r in made] == [True, False, False, False]
+    assert [r.verdict for r in going_on(made, "there")] == [Verdict.ACCEPT, Verdict.DROP, Log(tags[0]), Goto("there")]
+    in_profile = [r.verdict for _, r in compile_rules(profile, IN, lambda _: PLAIN)]
+    assert in_profile == [Verdict.ACCEPT, Verdict.DROP, Log(tags[1]), Verdict.DROP]
+    staged = only_counting(compile_rules(replace(policy, staged=True), IN, lambda _: PLAIN), "there")
+    assert [(r.verdict, r.counted) for r in staged] == [(Goto("there"), counted) for counted in (False, True, False)]
+    assert len({*tags}) == 2 and all(len(tag) <= 28 for tag in tags)
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,60}[a-z0-9])?(\.[a-z0-9]{1,30}){0,3}", fullmatch=True)
+tricky = names | st.builds("{}-{}".format, names, st.integers(0, 99)) | st.builds(
+    lambda name, other: f"{name[:7]}-{digest(other)}-5", names, names
+)  # fmt: skip
+MAKERS: tuple[Callable[[str, Direction], str], ...] = (
+    policy_chain, profile_chain, lambda n, d: variant_chain(n, d, "tail-0123456789ab-5"),
+    lambda n, d: variant_chain(n, d, "tail-0123456789ab-9"), lambda n, d: staged_chain(n, d, "tail-0123456789ab-5"),
+    lambda n, d: tail_chain(9999, n, d.value), lambda n, d: class_chain(d, n),
+)  # fmt: skip
 
 
-@given(st.sets(names, min_size=2, max_size=2))
-def test_chains_of_different_names_are_different_and_legal(pair: set[str]) -> None:
-    made = {make(name, d) for name in pair for d in Direction for make in (policy_chain, profile_chain)}
-    assert len(made) == 8
+@given(st.sets(tricky, min_size=2, max_size=4))
+def test_names_of_different_chains_are_different_and_legal_and_short(given_: set[str]) -> None:
+    made = {make(name, d) for name in given_ for d in Direction for make in MAKERS}
+    assert len(made) == len(given_) * 2 * len(MAKERS) and not made & set(HOST_CHAINS)
     for name in made:
-        _free(name, frozenset())
+        _free(name, RESERVED_CHAINS)
+        assert len(name) <= NAME_LIMIT
+
+
+def test_short_names_are_kept_and_long_ones_begin_so() -> None:
+    assert policy_chain("web", IN) == "pi-web" and profile_chain("web-1", OUT) == "fo-web-1"
+    assert policy_chain("x" * 25, IN) == "pi-" + "x" * 25
+    assert policy_chain("x" * 26, IN).startswith("pi-xxxxxxxxxxxx_")
+    assert variant_chain("web.front", IN, "tail-0123456789ab-5").startswith("pi-web_fro_")
+
+
+@given(tricky)
+def test_a_name_says_how_high_its_chain_stands(name: str) -> None:
+    assert height(policy_chain(name, IN)) == height(profile_chain(name, OUT)) == 0
+    tail = tail_chain(5, name)
+    user = variant_chain(name, IN, tail)
+    assert 0 < height(tail) < height(user) < height(class_chain(OUT, name)) < height(HOST_IN)
+    assert not is_derived(policy_chain(name, IN)) and not is_derived(HOST_IN) and not is_derived("other")
+    assert all(map(is_derived, (tail, user, class_chain(IN, name))))
 
 
 def test_a_name_cannot_be_made_to_look_like_another() -> None:
@@ -136,14 +196,9 @@ def test_a_name_cannot_be_made_to_look_like_another() -> None:
     assert policy_chain(policy_chain(long, IN).removeprefix("pi-").replace("_", "-"), IN) != policy_chain(long, IN)
 
 
-def test_a_class_is_what_its_endpoints_are_asked_in_order() -> None:
-    one, chains = class_chains(["po-a", "po-b"], ["pi-a"])
-    assert [r.verdict for r in chains[one.egress]] == [Jump("po-a"), Jump("po-b"), Verdict.DROP]
-    assert [r.verdict for r in chains[one.ingress]] == [Jump("pi-a"), Verdict.DROP]
-    turned, _ = class_chains(["po-b", "po-a"], ["pi-a"])
-    assert turned.egress != one.egress and turned.ingress == one.ingress
-    nobody, closed = class_chains([], [])
-    assert [r.verdict for r in closed[nobody.egress]] == [Verdict.DROP]
+@given(st.integers(0, 10**8))
+def test_names_of_sets_are_short(count: int) -> None:
+    assert len(f"addr4-{digest(WEB)}-{capacity(count)}") <= NAME_LIMIT
 
 
 @given(st.integers(0, 200_000))

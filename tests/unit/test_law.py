@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "bench": {"bench", "slash32", "hostd", "dispatcher", "hooks", "lab"},
 }
 PURE = {
-    "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast",
-    "hostd": "ruleset desired forwarding state claims world absorb compile calc plan settle starting agent operations"
-    " sightings status judge revoke trial",
+    "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast"
+    " traffic regions programs reading classes compare",
+    "hostd": "ruleset desired forwarding state claims world absorb names compile sets walk chains host_chains calc plan"
+    " settle starting agent operations sightings status judge revoke trial",
     "dispatcher": "anchors changes interest selections segment registry fanout ownership live",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
