@@ -17,8 +17,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from slash32.errors import Slash32Error, quoted
+from slash32.wire import MAX_QUESTION
 
-from . import operators
+from . import operators, questions
 from .core import Core
 from .loop import Loop
 from .openapi import DOCUMENT
@@ -70,6 +71,7 @@ class Api:
             web.get("/v1/revisions/{number}", self._revision),
             web.get("/v1/status", self._plain(operators.status)),
             web.post("/v1/adopt", self._adopt),
+            web.post("/v1/ask", self._ask),
             web.get("/v1/openapi.json", _openapi),
         ])  # fmt: skip
         self._runner = web.AppRunner(app, access_log=None, logger=_journal())
@@ -99,6 +101,22 @@ class Api:
         if body != {"all": True} and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
             raise operators.Refused(400, 'the body is neither {"hosts": [...]} nor {"all": true}')
         return await self._run(lambda core: operators.adopt(core, names))
+
+    async def _ask(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        given = body if isinstance(body, dict) and set(body) == {"hosts", "question"} else {}
+        names, question = given.get("hosts"), given.get("question")
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or not isinstance(question, dict):
+            raise operators.Refused(400, 'the body is not {"hosts": [...], "question": {...}}')
+        wanted, text = list(dict.fromkeys(names)), json.dumps(question)
+        if len(wanted) > questions.MOST:
+            raise operators.Refused(400, f"{len(wanted)} hosts; at most {questions.MOST} can be asked at once")
+        if len(text) > MAX_QUESTION:
+            raise operators.Refused(400, f"the question has {len(text)} characters; at most {MAX_QUESTION}")
+        asked = await asyncio.wrap_future(self._dispatcher.submit(lambda core: operators.ask(core, wanted, text)))
+        outcome: questions.Outcome = await asyncio.wrap_future(asked.future)
+        answers = {host: _answer(said) for host, said in sorted(outcome.answers.items())}
+        return _json({"answers": answers, "silent": outcome.silent})
 
     async def _apply(self, request: web.Request) -> web.StreamResponse:
         dry_run = _flag(request, "dry_run")
@@ -162,6 +180,16 @@ async def _body(request: web.Request) -> Any:
         return json.loads(await request.read())
     except (ValueError, RecursionError):
         raise operators.Refused(400, "the body is not JSON") from None
+
+
+def _answer(text: str) -> dict[str, Any]:
+    """What a host said; nonsense is its problem, and nobody else's."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, allow_nan=False)  # infinity and the like would be passed on, and are not JSON
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"problems": ["its answer is of no known form"]}
 
 
 async def _openapi(request: web.Request) -> web.StreamResponse:

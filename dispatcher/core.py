@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from slash32 import resources, wire
 from slash32.errors import quoted
 from slash32.model import Endpoint, EndpointKey, Host
-from slash32.policy import Policy, Profile
+from slash32.policy import HostEndpoint, NetworkSet, Policy, Profile, Tier
 from slash32.sync import NO_SESSION
-from slash32.wire import Ack, Claim, Failure, Hello, Ping, Refusal, Release, Report, WireError
+from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Refusal, Release, Report, WireError
 
 from . import store as disk
 from .fanout import Fanout, Frames
 from .live import Commits
+from .questions import SECONDS, Inquiry, Questions
 from .registry import Registry
 
 log = logging.getLogger("slash32.dispatcher")
@@ -49,6 +50,7 @@ class Core:
         self.registry = Registry()
         self.fanout = Fanout()
         self.commits = Commits()
+        self.questions = Questions()
         self.sessions: dict[bytes, Session] = {}
         self.connected: dict[str, Session] = {}  # by host
         self.alarms: dict[str, dict[EndpointKey, str]] = {}  # refused claims, by host
@@ -87,6 +89,12 @@ class Core:
                 self.registry.put_policy(resource)
             case Profile():
                 self.registry.put_profile(resource)
+            case Tier():
+                self.registry.put_tier(resource)
+            case NetworkSet():
+                self.registry.put_network_set(resource)
+            case HostEndpoint():
+                self.registry.put_host_endpoint(resource)
 
     def forget_key(self, name: str) -> None:
         old = self.registry.hosts.get(name)
@@ -131,6 +139,8 @@ class Core:
             case Report(seq, endpoints):
                 session.reported = True
                 self._answer(session, seq, self._report(session.host, endpoints))
+            case Answer(seq, text):
+                self.questions.answer(session.host, seq, text)
             case Hello():
                 raise AssertionError("handled before")
 
@@ -254,6 +264,17 @@ class Core:
         if len(session.answers) > 2 * wire.MAX_REPORT:
             self.drop(session.host, "asks more than it takes answers")
 
+    def ask(self, hosts: Collection[str], question: str, seconds: float = SECONDS) -> Inquiry:
+        """Its future has the answers when all are here or time is up; hosts that are not connected are silent."""
+        inquiry = self.questions.begin([name for name in hosts if name not in self.connected], self.clock() + seconds)
+        for name in hosts:
+            session = self.connected.get(name)
+            if session is not None:
+                asked = wire.Ask(self.questions.ask(inquiry, name), question)
+                self._out.append((session.identity, wire.encode_to_host(asked)))
+        self.questions.settle(inquiry)
+        return inquiry
+
     # -- connections that end -------------------------------------------------------------------------------------
 
     def gone(self, identity: bytes) -> None:
@@ -288,6 +309,7 @@ class Core:
         self._answering.pop(session.identity, None)
         self._opening.pop(host, None)
         self._resume.discard(host)
+        self.questions.lost(host)
         if host in self.fanout.publishers:
             self.fanout.publishers[host].close()
         word = wire.Refused(refused) if refused else wire.Pong(NO_SESSION)

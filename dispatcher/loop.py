@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import os
 import queue
 import socket
@@ -156,6 +157,7 @@ class Loop:
                 self._swept = now
                 self.core.sweep()
             self._flush(commands)
+            self.core.questions.expire(now)
             self._serve_waiters()
             if watchdog and now - patted >= watchdog:
                 patted = now
@@ -168,6 +170,7 @@ class Loop:
         self._take_commands()
         for waiting in self._waiters:
             waiting.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
+        self.core.questions.expire(math.inf)
         self._router.close(0)
         self._zap.socket.close(0)
         self._context.term()
@@ -175,6 +178,7 @@ class Loop:
     def _patience(self, watchdog: float) -> int:
         """Milliseconds."""
         until = min((w.until for w in self._waiters), default=float("inf"))
+        until = min(until, self.core.questions.deadline)
         seconds = min(SWEEP, until - time.monotonic(), watchdog or SWEEP)
         return max(0, int(seconds * 1000) + 1)
 

@@ -51,6 +51,16 @@ _ADOPT: dict[str, Any] = {
     },
 }
 
+_ASK: dict[str, Any] = {
+    "type": "object",
+    "required": ["hosts", "question"],
+    "additionalProperties": False,
+    "properties": {
+        "hosts": {"type": "array", "items": {"type": "string"}, "maxItems": 64},
+        "question": {"type": "object"},
+    },
+}
+
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.0.3",
     "info": {"title": "slash32-dispatcher", "version": "1"},
@@ -79,6 +89,9 @@ DOCUMENT: dict[str, Any] = {
         "/v1/status": {"get": _operation("The dispatcher: revision, hosts, alarms")},
         "/v1/adopt": {
             "post": _operation("Hosts that keep another store's state take this one's (named, or all)", body=_ADOPT)
+        },
+        "/v1/ask": {
+            "post": _operation("What hosts answer to a question: {answers: {host: answer}, silent: [host]}", body=_ASK)
         },
         "/v1/openapi.json": {"get": _operation("This document")},
     },

@@ -13,12 +13,23 @@ from slash32.resources import Resource
 from slash32.verdict import effective_labels
 from slash32.wire import Refusal
 
+from . import questions
 from . import store as disk
+from .clashes import clashes, still_needed
 from .core import Core
 from .ownership import out_of_bounds
+from .questions import Inquiry
 from .registry import Claimed
 
 Json = dict[str, Any]
+_COUNTED = {
+    "tiers": "Tier",
+    "policies": "GlobalNetworkPolicy",
+    "stagedPolicies": "StagedGlobalNetworkPolicy",
+    "profiles": "Profile",
+    "networkSets": "GlobalNetworkSet",
+    "hostEndpoints": "HostEndpoint",
+}  # in `status`
 
 
 class Refused(Exception):
@@ -33,7 +44,7 @@ class Refused(Exception):
 def apply(core: Core, documents: Sequence[Any], dry_run: bool) -> Json:
     """All of them or, when anything is wrong with any, none. Raises Refused."""
     decoded, errors = _decoded(documents)
-    errors += _clashes(core, decoded)
+    errors += clashes(core.registry, decoded)
     if errors:
         raise Refused(400, *errors)
     changes: list[Json] = []
@@ -68,25 +79,6 @@ def _decoded(documents: Sequence[Any]) -> tuple[list[Resource], list[str]]:
     return list(found.values()), errors
 
 
-def _clashes(core: Core, decoded: Sequence[Resource]) -> list[str]:
-    """What no document shows by itself: two hosts with one key or one address."""
-    new = {r.name: r for r in decoded if isinstance(r, Host)}
-    hosts = {**core.registry.hosts, **new}
-    errors = []
-    for field, values in (
-        ("spec.publicKey", {n: {h.public_key} - {""} for n, h in hosts.items()}),
-        ("spec.addresses", {n: {format_address(a) for a in h.addresses} for n, h in hosts.items()}),
-    ):
-        holder: dict[str, str] = {}
-        for name, mine in sorted(values.items(), key=lambda item: item[0] in new):
-            for value in sorted(mine):
-                if holder.setdefault(value, name) != name:
-                    errors.append(f"Host {name}: {field}: {value} is that of host {holder[value]} already")
-    for name, host in new.items():
-        errors += [f"Host {name}: spec.addresses: {e}" for e in core.registry.next_hop_conflicts(name, host.addresses)]
-    return errors
-
-
 def _bound(core: Core, host: Host, old: Resource | None) -> None:
     """A host's resource changed: claims that it forbids end, and another key needs another connection."""
     refused = []
@@ -108,20 +100,35 @@ def delete(core: Core, word: str, name: str) -> Json:
     kind = _kind(word)
     if _find(core, kind, name) is None:
         raise Refused(404, f"{kind} {quoted(name)[1:-1]}: does not exist")
+    needed = still_needed(core.registry, kind, name)
+    if needed is not None:
+        raise Refused(409, needed)
     core.writes.append(disk.delete_resource(kind, name))
-    if kind == "GlobalNetworkPolicy":
-        core.registry.delete_policy(name)
-    elif kind == "Profile":
-        core.registry.delete_profile(name)
-    else:
-        core.drop(name, "was deleted", f"host {name} was deleted by an operator")
-        core.forget_key(name)
-        core.writes += [disk.delete_endpoint(key) for key in core.registry.delete_host(name)]
-        core.writes.append(disk.delete_host(name))
-        core.fanout.remove_host(name)
-        core.ahead.pop(name, None)
-        core.alarms.pop(name, None)
+    registry = core.registry
+    match kind:
+        case "GlobalNetworkPolicy" | "StagedGlobalNetworkPolicy":
+            registry.delete_policy(name, staged=kind != "GlobalNetworkPolicy")
+        case "Tier":
+            registry.delete_tier(name)
+        case "GlobalNetworkSet":
+            registry.delete_network_set(name)
+        case "HostEndpoint":
+            registry.delete_host_endpoint(name)
+        case "Profile":
+            registry.delete_profile(name)
+        case _:
+            _delete_host(core, name)
     return {"revision": core.revision + 1}
+
+
+def _delete_host(core: Core, name: str) -> None:
+    core.drop(name, "was deleted", f"host {name} was deleted by an operator")
+    core.forget_key(name)
+    core.writes += [disk.delete_endpoint(key) for key in core.registry.delete_host(name)]
+    core.writes.append(disk.delete_host(name))
+    core.fanout.remove_host(name)
+    core.ahead.pop(name, None)
+    core.alarms.pop(name, None)
 
 
 def get(core: Core, word: str, name: str | None = None) -> Json:
@@ -144,9 +151,16 @@ def _kind(word: str) -> str:
 
 def _all(core: Core, kind: str) -> Mapping[str, Resource]:
     registry = core.registry
-    if kind == "Host":
-        return registry.hosts
-    return registry.profiles if kind == "Profile" else registry.policies
+    known: dict[str, Mapping[str, Resource]] = {
+        "GlobalNetworkPolicy": registry.policies,
+        "StagedGlobalNetworkPolicy": registry.staged,
+        "Tier": registry.tiers,
+        "GlobalNetworkSet": registry.network_sets,
+        "HostEndpoint": registry.host_endpoints,
+        "Profile": registry.profiles,
+        "Host": registry.hosts,
+    }
+    return known[kind]
 
 
 def _find(core: Core, kind: str, name: str) -> Resource | None:
@@ -233,8 +247,7 @@ def status(core: Core) -> Json:
         "inSync": sum(p.has(core.revision) for p in core.fanout.publishers.values()),
         "held": held,
         "endpoints": len(core.registry.endpoints),
-        "policies": len(core.registry.policies),
-        "profiles": len(core.registry.profiles),
+        **{word: len(_all(core, kind)) for word, kind in _COUNTED.items()},
         "alarms": [
             {"host": host, "endpoint": str(key), "message": message}
             for host, alarms in sorted(core.alarms.items())
@@ -249,3 +262,13 @@ def adopt(core: Core, names: list[str] | None) -> Json:
     if unknown:
         raise Refused(404, *(f"Host {quoted(n, 64)}: there is none; `slash32 get hosts` lists them" for n in unknown))
     return {"adopted": core.adopt(names)}
+
+
+def ask(core: Core, names: Sequence[str], question: str) -> Inquiry:
+    """Asks hosts a question (slash32.questions): the inquiry's future has their answers. Raises Refused."""
+    unknown = [name for name in names if name not in core.registry.hosts]
+    if unknown:
+        raise Refused(404, *(f"Host {quoted(n, 64)}: there is none; `slash32 get hosts` lists them" for n in unknown))
+    if len(core.questions) + len(names) > questions.MOST:
+        raise Refused(503, f"{len(core.questions)} questions to hosts wait for their answers already; try again")
+    return core.ask(names, question)

@@ -28,7 +28,8 @@ MAX_REPORT = 10_000  # endpoints of one host
 CHUNK = 50_000  # members in one change: a bigger set travels as a Put and Members that follow it
 INLINE = 16 << 10  # changes up to this many bytes share a frame
 _TEXT = 300  # characters of a message for people
-_QUESTION, _ANSWER = 4096, 1 << 20  # characters
+MAX_QUESTION = 4096  # characters
+_ANSWER = 1 << 20
 
 
 class Put(NamedTuple):
@@ -301,7 +302,7 @@ def decode_from_dispatcher(message: Sequence[bytes]) -> FromDispatcher:
         case [Tag.REFUSED, message_text]:
             return Refused(pack.text(message_text, "message", _TEXT))
         case [Tag.ASK, seq, question]:
-            return Ask(pack.integer(seq, "seq"), pack.text(question, "question", _QUESTION))
+            return Ask(pack.integer(seq, "seq"), pack.text(question, "question", MAX_QUESTION))
     raise WireError(f"message from the dispatcher: unknown form {pack.shown(fields)}")
 
 

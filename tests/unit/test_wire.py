@@ -135,7 +135,7 @@ CLAIM = Claim(2, FULL)
         (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x01\x08"]), "prefixes"),
         (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x00\x21"]), "prefixes"),
         (_altered(CLAIM, 2, to=[]), "endpoint"),
-        (_altered(Hello("e", 1, 2), 1, to=2), "protocol 2"),
+        (_altered(Hello("e", 1, 2), 1, to=1), "protocol 1 is not spoken here, only 2: upgrade"),
         (_altered(Hello("e", 1, 2, name="h1"), 6, to=7), "hello.name"),
         (_altered(Ack(1), 0, to=99), "unknown form"),
         (wire.encode_to_dispatcher(Ping()) * 2, "more than one part"),
