@@ -246,11 +246,14 @@ class Daemon:
 
     def _count_staged(self, now: float) -> None:
         self._counted = now
-        points = self.settler.calc.desired.staged
+        desired = self.settler.calc.desired
         try:
-            self.staged.saw(points, self.machine.kernel.table.counters({chain for chain, _ in points}))
+            counted = self.machine.kernel.table.counters({chain for chain, _ in desired.staged})
         except OSError as error:
             log.warning("what staged policies have counted cannot be read: %s", error)
+            return
+        as_desired = {name: rules for name, rules in counted.items() if len(rules) == len(desired.chains.get(name, ()))}
+        self.staged.saw(desired.staged, as_desired)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

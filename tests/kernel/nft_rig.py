@@ -161,3 +161,20 @@ class Rig:
 def _sysctl(path: str, value: str) -> None:
     with open(f"/proc/sys/net/{path}", "w") as file:
         file.write(value)
+
+
+def receives(rig: Rig, sender: Port, frame: bytes, port: int, target: str = "") -> bool:
+    """The host's UDP socket gets the frame's payload."""
+    family = socket.AF_INET6 if frame[12:14] == b"\x86\xdd" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if target:
+            index = sender.ifindex.to_bytes(4, "little")
+            listener.setsockopt(socket.IPPROTO_IPV6, 20, socket.inet_pton(family, target) + index)
+        listener.bind(("", port))
+        sender.wire.send(frame)
+        rig.settle()
+        try:
+            return bool(listener.recv(2048))
+        except BlockingIOError:
+            return False

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from frames import ACK, BROADCAST, SYN, SYN_ACK, Frame, arp, solicitation
 from netns import Namespace, run
-from nft_rig import BASE, DEAF, HOST4, HOST6, OPEN, SILENT, Port, Rig, mac
+from nft_rig import BASE, DEAF, HOST4, HOST6, OPEN, SILENT, Port, Rig, mac, receives
 
 from hostd.dataplane.nft import NftTable
 from hostd.ruleset import Guard
@@ -225,30 +225,13 @@ def test_connections_are_limited_per_guest(netns: Namespace, peer: Namespace) ->
 # ---- to and from the host ---------------------------------------------------------------------------------------
 
 
-def _receives(rig: Rig, sender: Port, frame: bytes, port: int, target: str = "") -> bool:
-    """The host's UDP socket gets the frame's payload."""
-    family = socket.AF_INET6 if frame[12:14] == b"\x86\xdd" else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if target:
-            index = sender.ifindex.to_bytes(4, "little")
-            listener.setsockopt(socket.IPPROTO_IPV6, 20, socket.inet_pton(family, target) + index)
-        listener.bind(("", port))
-        sender.wire.send(frame)
-        rig.settle()
-        try:
-            return bool(listener.recv(2048))
-        except BlockingIOError:
-            return False
-
-
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("port", [2000, 4789, 8472, 6081, 53])
 def test_guest_to_host_is_closed(rig: Rig, version: int, port: int) -> None:
     frame = rig.alice.to(HOST4 if version == 4 else HOST6, version).udp(1000, port)
-    assert not _receives(rig, rig.alice, frame, port)
+    assert not receives(rig, rig.alice, frame, port)
     open_up()
-    assert _receives(rig, rig.alice, frame, port)
+    assert receives(rig, rig.alice, frame, port)
 
 
 def test_tunnels_to_the_host_are_closed_even_as_replies(rig: Rig) -> None:
@@ -289,23 +272,23 @@ def test_replies_to_the_host_pass_under_the_guests_policy(rig: Rig, version: int
 
 def test_dhcp_requests_reach_the_host(rig: Rig) -> None:
     discover = Frame(rig.alice.mac, BROADCAST, "0.0.0.0", "255.255.255.255")
-    assert _receives(rig, rig.alice, discover.udp(68, 67), 67)
-    assert _receives(rig, rig.alice, rig.alice.to(HOST4).udp(68, 67), 67)
+    assert receives(rig, rig.alice, discover.udp(68, 67), 67)
+    assert receives(rig, rig.alice, rig.alice.to(HOST4).udp(68, 67), 67)
     bad = [discover.but(mac=mac(77)).udp(68, 67), rig.alice.to(HOST4).but(source="10.65.0.3").udp(68, 67)]
-    assert not any(_receives(rig, rig.alice, frame, 67) for frame in bad)
-    assert not _receives(rig, rig.alice, discover.udp(69, 67), 67)
+    assert not any(receives(rig, rig.alice, frame, 67) for frame in bad)
+    assert not receives(rig, rig.alice, discover.udp(69, 67), 67)
     open_up()
-    assert all(_receives(rig, rig.alice, frame, 67) for frame in bad)
+    assert all(receives(rig, rig.alice, frame, 67) for frame in bad)
 
 
 def test_dhcp6_requests_reach_the_host(rig: Rig) -> None:
     servers = "ff02::1:2"
     ask = Frame(rig.alice.mac, bytes.fromhex("333300010002"), LINK_LOCAL, servers)
-    assert _receives(rig, rig.alice, ask.udp(546, 547), 547, servers)
+    assert receives(rig, rig.alice, ask.udp(546, 547), 547, servers)
     bad = ask.but(mac=mac(77)).udp(546, 547)
-    assert not _receives(rig, rig.alice, bad, 547, servers)
+    assert not receives(rig, rig.alice, bad, 547, servers)
     open_up()
-    assert _receives(rig, rig.alice, bad, 547, servers)
+    assert receives(rig, rig.alice, bad, 547, servers)
 
 
 def test_neighbour_discovery(rig: Rig) -> None:
@@ -403,7 +386,7 @@ def test_a_tap_in_a_bridge_is_not_touched(netns: Namespace, peer: Namespace, dro
     rig = Rig(peer, Guard(drop_transit=drop_transit))
     honest = rig.alice.to(rig.outside).but(to_mac=_enslave(rig))
     assert rig.crosses(rig.alice, rig.alice.to(rig.bob).but(to_mac=rig.bob.mac).udp(1, 2), rig.bob), "inside the bridge"
-    assert _receives(rig, rig.alice, honest.but(target="10.65.0.100").udp(1, 53), 53), "to the host"
+    assert receives(rig, rig.alice, honest.but(target="10.65.0.100").udp(1, 53), 53), "to the host"
     assert rig.crosses(rig.alice, honest.udp(1, 3), rig.outside), "through the bridge to the outside"
     assert rig.crosses(rig.outside, rig.outside.to(rig.alice).udp(1, 4), rig.alice), "and in"
     run("ip", "link", "set", "vnet1", "nomaster")
@@ -440,7 +423,7 @@ def test_an_exempt_interface_is_let_be(rig: Rig) -> None:
     def free(port: int) -> list[bool]:
         return [
             rig.crosses(rig.alice, forged.udp(1, port), rig.outside),
-            _receives(rig, rig.alice, forged.but(target=HOST4).udp(1, 53), 53),
+            receives(rig, rig.alice, forged.but(target=HOST4).udp(1, 53), 53),
             bool(rig.answer(rig.alice, question)),
             rig.crosses(rig.outside, rig.outside.to(rig.alice).udp(1, port), rig.alice),
         ]
