@@ -44,7 +44,7 @@ class Stage(NamedTuple):
     allowed: bool
     direction: Direction
     kind: StageKind
-    name: str = ""  # of the policy or profile; of a failsafe what it is for
+    name: str = ""  # of the policy or profile; of a failsafe what it is for; "*": the host has no such host endpoint
     rule: int | None = None  # index into the policy's rules of this direction
     domain: str = ""  # the guest, or the host endpoint, at which it was decided; the host where it has no "*"
     tier: str = ""  # of a policy, or whose default action it was
@@ -221,7 +221,7 @@ class _Asking:
         """None: nobody is asked."""
         subject, how = self.question.subject, self.question.how
         if subject is None:
-            return self._decided(False, "default")
+            return self._decided(False, "default", ANY_INTERFACE)
         open_for = _failsafe(self.packet, self.direction) if how == "local" else ""
         if open_for:
             return self._decided(True, "failsafe", open_for)

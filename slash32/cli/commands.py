@@ -15,6 +15,7 @@ from slash32.resources import KINDS
 
 from . import show, text
 from .client import CallError, Client
+from .explain import explain
 from .files import DOMAINS, RESOURCES, Checked, check, check_text, duplicates, expand, is_xml
 from .schema import schema
 from .waiting import Outcome, follow, terminal_progress
@@ -66,7 +67,7 @@ def with_files(command: Callable[..., None]) -> Callable[..., None]:
 def _kinds(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
     words = [kind.plural for kind in KINDS.values()]
     words = words if context.command.name == "delete" else ["endpoints", *words]
-    return [word for word in (*words, "gnp") if word.startswith(typed)]
+    return [word for word in (*words, *(short for kind in KINDS.values() for short in kind.short[:1])) if word.startswith(typed)]
 
 
 def _names(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
@@ -114,8 +115,7 @@ def cli(context: click.Context, socket: str) -> None:
       slash32 describe endpoint web1               which policies apply to a guest
       slash32 get gnp -o yaml > backup.yaml        all policies, ready to be applied again
 
-    \b
-    Kinds: endpoints (ep), hosts, globalnetworkpolicies (gnp), profiles.
+    Kinds: {kinds}.
     """
     context.obj = Client(socket)
     if context.invoked_subcommand is None:
@@ -191,7 +191,7 @@ def get(client: Client, kind: str, name: str | None, output: str) -> None:
       slash32 get hosts -o wide
       slash32 get gnp allow-web -o yaml
 
-    KIND: endpoints (ep), hosts, globalnetworkpolicies (gnp), profiles. An endpoint's NAME is its domain, uuid, MAC or
+    KIND: {kinds}. An endpoint's NAME is its domain, uuid, MAC or
     address. Yaml and json of resources can be applied again.
     """
     click.echo(show.get(client, show.kind_word(kind), name, output))
@@ -243,7 +243,7 @@ def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...]) -> N
 
 def _delete(client: Client, wanted: Sequence[tuple[str, str]]) -> None:
     errors: list[str] = []
-    for kind, name in wanted:
+    for kind, name in sorted(wanted, key=lambda one: one[0] == "Tier"):  # after the policies that name it
         try:
             answer = client.delete("resources", kind, name)
         except CallError as error:
@@ -359,6 +359,8 @@ def completion(shell: str) -> None:
     click.echo(script.source_template % script.source_vars())  # .source() would run the shell to learn its version
 
 
+cli.add_command(explain)
 cli.add_command(schema)
-for _command in cli.commands.values():
+for _command in (cli, *cli.commands.values()):
     _command.epilog = CODES
+    _command.help = (_command.help or "").replace("{kinds}", show.KIND_HELP)

@@ -205,7 +205,7 @@ def test_only_with_any_interface_may_guests_and_host_talk() -> None:
     found = verdict(world((H1, H1_ANY), opening), asked)
     assert found.allowed and at_hosts(found) == (None, "h1-any")
     assert verdict(world((H1,), on_host("open", "has(host)", ALLOW)), asked).host_ingress == Stage(
-        False, IN, "default", "", None, "h1", ""
+        False, IN, "default", "*", None, "h1", ""
     )
     no_egress = Policy("n", 'guest == "web"', (OUT,), 0, egress=(DENY,))
     assert not verdict(world((H1_ANY,), opening, no_egress), asked).allowed  # both must allow
