@@ -67,7 +67,8 @@ def with_files(command: Callable[..., None]) -> Callable[..., None]:
 def _kinds(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
     words = [kind.plural for kind in KINDS.values()]
     words = words if context.command.name == "delete" else ["endpoints", *words]
-    return [word for word in (*words, *(short for kind in KINDS.values() for short in kind.short[:1])) if word.startswith(typed)]
+    words += [kind.short[0] for kind in KINDS.values() if kind.short]
+    return [word for word in words if word.startswith(typed)]
 
 
 def _names(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:

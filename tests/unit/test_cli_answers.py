@@ -263,7 +263,7 @@ def test_get_resources_as_table_and_as_documents_that_apply_again(dispatcher: Di
             assert [decode(d) for d in load_yaml(out, "out")] == [decode(stored(text))]
             assert decode(load_yaml(run("get", kind, "x", "-o", output)[1], "out")[0]) == decode(stored(text))
     out = run("get", "gnp")[1]
-    assert out.splitlines()[1].split() == ["allow-web", "10", "role", "==", '"web"', "Ingress"]
+    assert out.splitlines()[1].split() == ["allow-web", "default", "10", "role", "==", '"web"', "Ingress"]
     assert "INGRESS-RULES" in run("get", "gnp", "-o", "wide")[1]
     assert "zone=1e3x" in run("get", "profiles")[1]
 
@@ -292,6 +292,8 @@ def test_describe(dispatcher: Dispatcher, run: Run) -> None:
     dispatcher.answers["GET", "/v1/endpoints"] = (200, {"items": [WEB1, EVIL]})
     dispatcher.answers["GET", "/v1/resources/GlobalNetworkPolicy"] = (200, {"items": [stored(POLICY)]})
     dispatcher.answers["GET", "/v1/resources/GlobalNetworkPolicy/allow-web"] = (200, stored(POLICY))
+    for kind in ("StagedGlobalNetworkPolicy", "Tier", "HostEndpoint"):
+        dispatcher.answers["GET", f"/v1/resources/{kind}"] = (200, {"items": []})
     dispatcher.answers["GET", "/v1/resources/Profile"] = (200, {"items": [stored(PROFILE)]})
     dispatcher.answers["GET", "/v1/resources/Profile/default"] = (200, stored(PROFILE))
     lines = dict(line.split(":", 1) for line in run("describe", "endpoint", "web1")[1].splitlines())
