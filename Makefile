@@ -14,7 +14,7 @@ ROOMS := $(wildcard slash32 hooks hostd dispatcher lab)
 
 APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3-lxml python3-msgpack python3-yaml \
  python3-click python3-aiohttp python3-attr python3-cattr python3-rich python3-prometheus-client python3-iptables \
- python3-lark python3-nftables \
+ python3-lark python3-nftables python3-jsonschema \
  nftables iptables ipset iproute2 conntrack tcpdump iputils-ping procps kmod util-linux openssh-client \
  mmdebstrap cpio gcc libc6-dev build-essential debhelper dh-python python3-setuptools fakeroot dpkg-dev lintian \
  ansible-core

@@ -85,8 +85,8 @@ class Field:
     def string(self, at_most: int) -> str:
         """Any text, also with line breaks; selectors and names have their own grammar."""
         if not isinstance(self.value, str):
-            hint = "; put it in quotes" if isinstance(self.value, (bool, int, float)) else ""
-            self.fail(f"{shown(self.value)} is not a string{hint}")
+            hint = "put it in quotes" if isinstance(self.value, (bool, int, float)) else "give one text"
+            self.fail(f"{shown(self.value)} is not a string; {hint}")
         if len(self.value) > at_most:
             self.fail(f"has {len(self.value)} characters; give at most {at_most}")
         return self.value
@@ -95,7 +95,7 @@ class Field:
         """Text without control characters."""
         text = self.string(at_most)
         if _CONTROL.search(text):
-            self.fail(f"{quoted(text)} holds a control character; remove it")
+            self.fail(f"{short(text)} holds a control character; remove it")
         return text
 
     def integer(self, first: int, last: int) -> int:
@@ -124,18 +124,20 @@ class Field:
 
     def one_of(self, choices: Sequence[str], unsupported: Mapping[str, str] | None = None) -> str:
         """`unsupported`: what this version does not have, and what to do instead."""
+        if not isinstance(self.value, str):
+            self.fail(f"{shown(self.value)} is not known here; give {listed(choices)}")
         text = self.string(64)
         if unsupported and text in unsupported:
-            self.fail(f"{quoted(text)} is not supported by this version; {unsupported[text]}")
+            self.fail(f"{short(text)} is not supported by this version; {unsupported[text]}")
         if text not in choices:
-            self.fail(f"{quoted(text)} is not known here; give {listed(choices)}")
+            self.fail(f"{short(text)} is not known here; give {listed(choices)}")
         return text
 
     def name(self, at_most: int = NAME_LIMIT) -> str:
         """Of a resource, or a reference to one."""
         text = self.line(at_most)
         if not NAME.fullmatch(text):
-            self.fail(f"{quoted(text)} is not a name: use a-z, 0-9, '-' and '.', as in web-1.rack2")
+            self.fail(f"{short(text)} is not a name: use a-z, 0-9, '-' and '.', as in web-1.rack2")
         return text
 
     def labels(self) -> dict[str, str]:
@@ -156,7 +158,7 @@ class Field:
         try:
             return parse_address(text)
         except ValueError:
-            self.fail(f"{quoted(text)} is not an IP address: give one like 192.0.2.1 or fd00::1, without a mask")
+            self.fail(f"{short(text)} is not an IP address: give one like 192.0.2.1 or fd00::1, without a mask")
 
     def prefix(self) -> Prefix:
         """An address is its own prefix."""
@@ -166,10 +168,10 @@ class Field:
                 raise ValueError(text)
             return parse_prefix(text)
         except ValueError:
-            self.fail(f"{quoted(text)} is not a prefix: {_prefix_near(text)}")
+            self.fail(f"{short(text)} is not a prefix: {_prefix_near(text)}")
 
     def _join(self, key: str) -> str:
-        name = key if _PLAIN_KEY.fullmatch(key) else quoted(key, 64)
+        name = key if _PLAIN_KEY.fullmatch(key) else short(key, 64)
         return f"{self.path}.{name}" if self.path else name
 
 
@@ -178,12 +180,18 @@ def _prefix_near(text: str) -> str:
         near = str(ipaddress.ip_network(text.partition("%")[0], strict=False))
     except ValueError:
         return "write it as 10.0.0.0/8 or fd00::/8"
-    return f"write it as {near}, with no bit set behind the mask"
+    return f"write it as {near}"
 
 
 def listed(choices: Sequence[str]) -> str:
     """`a, b or c`."""
     return " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
+
+
+def short(text: str, limit: int = 80) -> str:
+    """In quotes, and short even where every character is escaped: a line is read as a line."""
+    whole = quoted(text, limit)
+    return whole if len(whole) <= 2 * limit else quoted(text, limit // 8)
 
 
 def shown(value: object) -> str:
@@ -198,4 +206,4 @@ def shown(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of that size"  # printing it could cost more than reading it
-    return quoted(value) if isinstance(value, str) else quoted(str(value)).strip('"')
+    return short(value) if isinstance(value, str) else short(str(value)).strip('"')

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 import re
 
-from slash32.decode import LABEL_VALUE_LIMIT, Field, shown
-from slash32.errors import quoted
+from slash32.decode import LABEL_VALUE_LIMIT, Field, short, shown
 from slash32.model import Host
 from slash32.net import Address, format_address, version
 from slash32.policy import ANY_INTERFACE, HostEndpoint
@@ -89,9 +88,9 @@ def _interface(field: Field) -> str:
     if text == "lo":
         field.fail('"lo" is always open: give another interface, or remove the document')
     if "*" in text and text != ANY_INTERFACE:
-        field.fail(f'{quoted(text)}: give one interface, or "*" alone for all of them')
+        field.fail(f'{short(text)}: give one interface, or "*" alone for all of them')
     if not INTERFACE.fullmatch(text) or text in (".", ".."):
-        field.fail(f'{quoted(text)} is not an interface\'s name: use 1 to 15 letters, digits and _ . @ -, or "*"')
+        field.fail(f'{short(text)} is not an interface\'s name: use 1 to 15 letters, digits and _ . @ -, or "*"')
     return text
 
 

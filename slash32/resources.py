@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slash32.decode import NAME, NAME_LIMIT, Field
-from slash32.errors import quoted
+from slash32.decode import NAME, NAME_LIMIT, Field, short
 from slash32.hosts import decode_host, decode_host_endpoint, encode_host, encode_host_endpoint
 from slash32.model import Host
 from slash32.networksets import decode_network_set, encode_network_set
@@ -74,15 +73,15 @@ LATER = {
     "BaselineAdminNetworkPolicy": "make it a GlobalNetworkPolicy in a Tier of its own",
     "ClusterNetworkPolicy": "make it a GlobalNetworkPolicy in a Tier of its own",
     "NetworkSet": f"{_GLOBAL} GlobalNetworkSet",
-    "WorkloadEndpoint": "remove it: endpoints come from the tags of libvirt's domains",
-    "Endpoint": "remove it: endpoints come from the tags of libvirt's domains",
-    "Node": "remove it, and make a Host",
+    "WorkloadEndpoint": "remove the document: endpoints come from the tags of libvirt's domains",
+    "Endpoint": "remove the document: endpoints come from the tags of libvirt's domains",
+    "Node": "remove the document, and make a Host",
     **dict.fromkeys(
         (
             "BGPConfiguration", "BGPFilter", "BGPPeer", "BlockAffinity", "CalicoNodeStatus", "ClusterInformation",
             "FelixConfiguration", "IPAMConfiguration", "IPPool", "IPReservation", "KubeControllersConfiguration",
         ),
-        "remove it",
+        "remove the document",
     ),
 }  # fmt: skip
 
@@ -161,12 +160,13 @@ def _subject(value: Mapping[str, object]) -> str:
     known = kind if isinstance(kind, str) and (kind in KINDS or kind in LATER) else "document"
     if not isinstance(name, str):
         return known
-    return f"{known} {name if len(name) <= NAME_LIMIT and NAME.fullmatch(name) else quoted(name, 64)}"
+    return f"{known} {name if len(name) <= NAME_LIMIT and NAME.fullmatch(name) else short(name, 64)}"
 
 
 def _metadata(metadata: Field, labels: bool) -> Field:
     """With `name` and, where the kind has them, `labels`; the bookkeeping is gone."""
     if isinstance(metadata.value, dict):
         metadata = replace(metadata, value={k: v for k, v in metadata.value.items() if k not in BOOKKEEPING})
-    metadata.fields(("name", "labels") if labels else ("name",), METADATA_LATER, required=("name",))
+    known = ("name", "labels", "annotations") if labels else ("name", "annotations")
+    metadata.fields(known, METADATA_LATER, required=("name",))
     return metadata

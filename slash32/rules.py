@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from slash32 import selector as selectors
-from slash32.decode import Field, listed, shown
-from slash32.errors import SelectorError, quoted
+from slash32.decode import Field, listed, short, shown
+from slash32.errors import SelectorError
 from slash32.net import Prefix
 from slash32.policy import Action, Icmp, Peer, PortRange, Rule
 
@@ -36,6 +36,8 @@ PEER_LATER = {
 ICMP = ("type", "code")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _NAMED_PORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+
+_PORT_FORM = 'give 1..65535 or a range like "80:90"'
 
 T = TypeVar("T")
 
@@ -74,10 +76,17 @@ def decode_selector(field: Field, stored: bool = False) -> str:
     try:
         selector = selectors.parse(text)
     except SelectorError as error:
-        field.fail(f"{quoted(text)}: column {error.column}: {error.message}")
+        hint = "" if "expected" in error.message else '; write it as in role == "web" && !has(test)'
+        field.fail(f"{_around(text, error.column)}: column {error.column}: {error.message}{hint}")
     if selector.uses_global():
-        field.fail(f"{quoted(text)}: global() selects nothing that exists here; remove it")
+        field.fail(f"{short(text)}: global() selects nothing that exists here; remove it")
     return str(selector)
+
+
+def _around(text: str, column: int) -> str:
+    """Of a long selector the part where the error is."""
+    start = max(0, column - 60) if len(text) > 80 else 0
+    return ("..." if start else "") + short(text[start:])
 
 
 def decode_protocol(field: Field) -> int:
@@ -150,13 +159,15 @@ def _port_range(field: Field) -> PortRange:
     value = field.value
     if type(value) is int:
         first = last = value
+    elif not isinstance(value, str):
+        field.fail(f"{shown(value)} is not a port: {_PORT_FORM}")
     else:
         text = field.line(64)
         if _NAMED_PORT.fullmatch(text):
-            field.fail(f"{quoted(text)}: named ports are not supported by this version; give the number")
+            field.fail(f"{short(text)}: named ports are not supported by this version; give the number")
         ends = text.split(":")
         if len(ends) > 2 or not all(_NUMBER.fullmatch(end) for end in ends):
-            field.fail(f'{quoted(text)} is not a port: give 1..65535 or a range like "80:90"')
+            field.fail(f"{short(text)} is not a port: {_PORT_FORM}")
         first, last = int(ends[0]), int(ends[-1])
     if not (1 <= first <= 65535 and 1 <= last <= 65535):
         field.fail(f"{shown(value)} is not a port: give 1..65535")
