@@ -17,15 +17,17 @@ from slash32.sync import Applied, Held
 from . import status
 from .absorb import absorb
 from .agent import Agent
+from .answers import Answers
 from .calc import Calculation
 from .config import Config
 from .dataplane import monitor as kernel_says
 from .dataplane.host import Machine, boot_id
 from .dataplane.monitor import Monitor
 from .dataplane.netlink import Overrun
+from .dataplane.witness import Witness
 from .ear import Ear
 from .exempt import listed
-from .feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
+from .feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
 from .inbox import STATUS, Inbox, Request
 from .journal import Journal
 from .logs import Logs
@@ -72,6 +74,7 @@ class Daemon:
         self.inbox = Inbox(config.run_dir / "hook.sock")
         self.logs = Logs(self.agent, kernel.rtnl.name)
         self.staged = StagedCounts()
+        self.answers = Answers(Witness, self._answer)
         self._selector = selectors.DefaultSelector()
         self._audited = self._retried = self._counted = time.monotonic()
         self._said: tuple[object, ...] = ()
@@ -88,6 +91,7 @@ class Daemon:
         for fd in self.monitor.filenos():
             self._register(fd, self._hear_kernel)
         self._register(self.logs.fileno(), self.logs.hear)
+        self._register(self.answers.fileno(), self.answers.ready)
         if self.feed is not None:
             self._register(self.feed.fileno(), self._hear_dispatcher)
         gc.freeze()
@@ -107,6 +111,7 @@ class Daemon:
         self.ear.close()
         self.inbox.close()
         self.logs.close()
+        self.answers.close()
         if self.feed is not None:
             self.feed.close()
         self.memory.close()
@@ -183,6 +188,9 @@ class Daemon:
                     self.agent.disconnected()
                 case ClaimAnswer(seq, refused):
                     self.agent.answered(seq, {r.key: r.message for r in refused}, now)
+                case Asked(seq, question):
+                    self._count_staged(now)
+                    self.answers.ask(seq, question, self.settler.calc.desired.taps, self.staged.report())
                 case Held(reason):
                     log.error("held: %s: check the dispatcher, then run `slash32 adopt`", reason)
                     self.agent.held = reason
@@ -196,6 +204,10 @@ class Daemon:
         if not self.settler.limits.prune and self.ear.complete and self.agent.knows_all():
             self.settler.limits = self.settler.limits._replace(prune=True)
             self.agent.resync()
+
+    def _answer(self, seq: int, text: str) -> None:
+        if self.feed is not None:
+            self.feed.answer(seq, text)
 
     # -- the kernel -----------------------------------------------------------------------------------------------
 
