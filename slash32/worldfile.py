@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 
 class _Claim(NamedTuple):
+    number: int  # of the endpoint in the file
     of: str
     group: str | None  # of a shared address
 
@@ -113,12 +114,12 @@ class _Reader:
         why = unusable(prefix)
         if why is not None:
             item.fail(f"{_shown(prefix)} is {why}: no guest can have it; give another")
-        holder = self.claims.get(prefix)
-        if holder is not None and (holder.of == item.subject or holder.group is None or holder.group != group):
-            who = "this endpoint" if holder.of == item.subject else holder.of
+        number, holder = len(self.endpoints), self.claims.get(prefix)
+        if holder is not None and (holder.number == number or holder.group is None or holder.group != group):
+            who = "this endpoint" if holder.number == number else holder.of
             shared = f", shared in group {short(holder.group)}" if holder.group is not None else ""
             item.fail(f"{_shown(prefix)} is taken by {who}{shared}; give another, or let all share it in one group")
-        self.claims[prefix] = _Claim(item.subject, group)
+        self.claims[prefix] = _Claim(number, item.subject, group)
         return prefix
 
     def world(self) -> World:

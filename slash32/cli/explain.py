@@ -154,8 +154,8 @@ def _end(world: World, text: str) -> End:
     except ValueError:
         known = [e.domain for e in world.endpoints] + [h.name for h in world.host_endpoints]
         near = difflib.get_close_matches(text[:64], known[:2000], 1)
-        hint = f"; did you mean {quoted(near[0], 64)}?" if near else ""
-        raise Slash32Error(f"{quoted(text, 64)} is neither an Endpoint there nor an IP address{hint}") from None
+        hint = f"did you mean {quoted(near[0], 64)}?" if near else "give a name from the files, or an address"
+        raise Slash32Error(f"{quoted(text, 64)} is neither an Endpoint there nor an IP address; {hint}") from None
     return End(text, {version(address): address})
 
 

@@ -104,7 +104,7 @@ def _paragraph(answer: Answer, verbose: bool, same: Sequence[Answer] = ()) -> st
         if stage is not None:
             here = [note for note in notes if (note.direction, note.domain) == (stage.direction, stage.domain)]
             lines.append(f"  {_where(way, stage)}: {_decision(stage)}")
-            lines += [f"    {_note(note)}" for note in here]
+            lines += [f"    before: {_note(note)}" for note in here]
             notes = [note for note in notes if note not in here]
         elif not way.startswith("host"):
             end = answer.source if way == "egress" else answer.destination
