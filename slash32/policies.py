@@ -153,4 +153,4 @@ def encode_profile(profile: Profile) -> dict[str, object]:
 def _encode_order(order: float | None) -> dict[str, object]:
     if order is None:
         return {}
-    return {"order": int(order) if order.is_integer() else order}
+    return {"order": int(order) if order.is_integer() and abs(order) < 1 << 53 else order}
