@@ -11,15 +11,14 @@ from typing import NamedTuple
 from slash32.verdict import Packet
 
 from .desired import Admitted, ClassChains, Dirty, Member
-from .plan import AddMembers, AddSet, FlushSet, Plan, Scope
-from .ruleset import Goto, InSet, Jump, Rule, SetKind, Verdict
+from .plan import AddMembers, AddSet, DelMembers, DelSet, FlushSet, Grow, Plan, Scope
+from .ruleset import Goto, InSet, Jump, Rule, Verdict
 
 EGRESS, INGRESS = 0, 1  # places in ClassChains
 Side = tuple[int, int]  # a tap's ifindex, EGRESS or INGRESS
 Difference = tuple[Collection[Member], Collection[Member]]  # what came, what went
 
 _BY_ADDING, _BY_REMOVING = 1, 2  # a member may take a permission away
-_NETS = (SetKind.NET4, SetKind.NET6)
 _KEPT_MOST = 65536  # flows of which it is known that they were kept
 
 
@@ -36,6 +35,7 @@ class Change:
     classes: dict[int, ClassChains] = field(default_factory=dict)  # before, of taps in `sides`
     chains: dict[str, tuple[Rule, ...]] = field(default_factory=dict)  # before, of those that change
     sets: dict[str, Difference] = field(default_factory=dict)
+    whole: dict[str, Collection[Member]] = field(default_factory=dict)  # before, of sets that are written anew, or go
     near: set[Member] | None = None  # only flows from or to these can lose, if not None
 
     def __bool__(self) -> bool:
@@ -43,13 +43,13 @@ class Change:
 
 
 class InForce:
-    """The chains that are in the kernel, as far as their rules are known, and which of them rest on what."""
+    """The chains and sets that are in the kernel, as far as they are known, and which chains rest on what."""
 
     def __init__(self) -> None:
         self.chains: dict[str, tuple[Rule, ...]] = {}
         self.kept: dict[bytes, None] = {}  # flows that a policy keeps, in the order in which it did
         self.owed: set[int] = set()  # taps whose flows could not be judged, or not ended
-        self._nets: dict[str, frozenset[Member]] = {}  # members of sets of prefixes, which are written whole
+        self.members: dict[str, set[Member]] = {}
         self._unread: set[str] = set()
         self._callers: dict[str, set[str]] = {}  # chain -> who jumps there
         self._askers: dict[str, dict[str, int]] = {}  # set -> who asks it, and what can take a permission away
@@ -95,18 +95,21 @@ class InForce:
 
     def _sets_that_change(self, scope: Scope, todo: Plan, change: Change) -> tuple[set[str], set[str]]:
         """The chains from which the members take something, and those of which one cannot know."""
-        actual, dirty = scope.actual, scope.dirty
-        vague = {name for name in dirty.sets if name in actual.sets and name not in scope.desired.sets}
-        for name in dirty.refill & actual.sets.keys():
-            before = self._nets.get(name)
+        actual, desired, dirty = scope.actual, scope.desired, scope.dirty
+        vague: set[str] = set()
+        for name in (dirty.refill | (dirty.sets - desired.sets.keys())) & actual.sets.keys():
+            before = self.members.get(name) if actual.members is None else actual.members.get(name, ())
             if before is None:
                 vague.add(name)
             else:
+                change.whole[name] = before
                 after = _written(todo, name)
-                change.sets[name] = after - before, before - after
+                change.sets[name] = after.difference(before), set(before) - after
         for name, difference in dirty.members.items():
-            if name in actual.sets and name not in dirty.refill:
+            if name in actual.sets and name not in change.whole:
                 change.sets[name] = difference
+                if name not in self.members and actual.members is None:
+                    vague.add(name)
         askers: set[str] = set()
         if vague or change.sets:
             self._read()
@@ -135,16 +138,29 @@ class InForce:
                 self.drop(name)
             elif have == scope.fingerprints.get(name):
                 self.put(name, scope.desired.chains[name])
-        for name, members in (scope.actual.members or {}).items():
-            if name in scope.actual.sets and scope.actual.sets[name].kind in _NETS:
-                added, removed = scope.dirty.members.get(name, ((), ()))
-                self._nets[name] = frozenset(members).difference(removed).union(added)
-        for op in todo.filter:
-            if isinstance(op, AddSet | FlushSet) and op.spec.kind in _NETS:
-                self._nets[op.name] = _written(todo, op.name)
+        if scope.actual.members is not None:
+            here = scope.actual.sets.keys() & scope.desired.sets.keys()
+            self.members = {name: set(scope.desired.members(name)) for name in here}
+        else:
+            for op in todo.filter:
+                self._wrote(op)
+        for end in todo.collect:
+            if isinstance(end, DelSet) and end.name not in scope.actual.sets:
+                self.members.pop(end.name, None)
         for part in refused:
-            for name in part.refill | part.sets:
-                self._nets.pop(name, None)
+            for name in part.refill | (part.sets - scope.actual.sets.keys()):
+                self.members.pop(name, None)
+
+    def _wrote(self, op: Grow) -> None:
+        match op:
+            case AddSet(name) | FlushSet(name):
+                self.members[name] = set()
+            case AddMembers(name, _, members):
+                if name in self.members:
+                    self.members[name].update(members)
+            case DelMembers(name, _, members):
+                if name in self.members:
+                    self.members[name].difference_update(members)
 
     def keep(self, names: Iterable[bytes]) -> None:
         self.kept.update(dict.fromkeys(names))

@@ -98,7 +98,7 @@ class Settler:
     def _end_revoked(self, change: Change) -> None:
         """Flows that are no longer allowed end before anybody hears that the change is in force. What cannot be ended
         is owed: all flows of these taps are judged anew with each retry."""
-        trial = Trial(change, self.force, self.calc.desired, self.actual)
+        trial = Trial(change, self.force, self.actual)
         taps = {ifindex for ifindex, _ in change.sides}
         try:
             self.counters.ended += self.kernel.end_condemned(trial.near(), trial.condemned)

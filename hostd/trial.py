@@ -1,25 +1,24 @@
 # Owns: the judgement of tracked flows: allowed before a change, and after it? Pure.
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 
 from slash32.net import Address, Prefix
 
-from .desired import Actual, ClassChains, Desired, Member
+from .desired import Actual, ClassChains, Member
 from .judge import Judgement, View, judge, within
-from .revoke import EGRESS, INGRESS, Change, Difference, Flow, InForce, Side
+from .revoke import EGRESS, INGRESS, Change, Flow, InForce, Side
 from .ruleset import Goto, Jump
 
 
 class Trial:
     """Of the flows of taps from which a change took something. Made when it is in force."""
 
-    def __init__(self, change: Change, force: InForce, desired: Desired, actual: Actual) -> None:
+    def __init__(self, change: Change, force: InForce, actual: Actual) -> None:
         self._change, self._force, self._actual = change, force, actual
         self.kept: set[bytes] = set()
-        sets = _Sets(desired)
-        self._after = View(force.chains, sets.contains)
-        self._before = View({**force.chains, **change.chains}, sets.before(change.sets))
+        self._after = View(force.chains, _asking(lambda name: force.members.get(name, ())))
+        self._before = View({**force.chains, **change.chains}, _asking(self._members_before))
         self._owners = _Owners(actual)
         self._keeping: dict[str, bool] = {}
 
@@ -73,51 +72,36 @@ class Trial:
             self._keeping[chain] = known
         return known
 
+    def _members_before(self, name: str) -> Collection[Member]:
+        if name in self._change.whole:
+            return self._change.whole[name]
+        came, went = self._change.sets.get(name, ((), ()))
+        now = self._force.members.get(name, set())
+        return now.difference(came).union(went) if came or went else now
+
     def _class(self, ifindex: int) -> ClassChains | None:
         tap = self._actual.taps.get(ifindex)
         return self._actual.classes.get(tap.group) if tap is not None else None
 
 
-class _Sets:
-    """Whether an address is in a set; members are fetched when a set is first asked."""
+def _asking(members: Callable[[str], Collection[Member]]) -> Callable[[str, Address], bool]:
+    """Whether an address is in a set; each is looked up once."""
+    tests: dict[str, Callable[[Address], bool]] = {}
 
-    def __init__(self, desired: Desired) -> None:
-        self._desired = desired
-        self._members: dict[str, frozenset[Member]] = {}
-        self._tests: dict[str, Callable[[Address], bool]] = {}
-
-    def contains(self, name: str, address: Address) -> bool:
-        test = self._tests.get(name)
+    def contains(name: str, address: Address) -> bool:
+        test = tests.get(name)
         if test is None:
-            test = self._tests[name] = _test(self._of(name))
+            test = tests[name] = _test(members(name))
         return test(address)
 
-    def before(self, changed: Mapping[str, Difference]) -> Callable[[str, Address], bool]:
-        tests: dict[str, Callable[[Address], bool]] = {}
-
-        def contains(name: str, address: Address) -> bool:
-            if name not in changed:
-                return self.contains(name, address)
-            if name not in tests:
-                came, went = changed[name]
-                tests[name] = _test(self._of(name).difference(came).union(went))
-            return tests[name](address)
-
-        return contains
-
-    def _of(self, name: str) -> frozenset[Member]:
-        found = self._members.get(name)
-        if found is None:
-            known = name in self._desired.sets
-            found = self._members[name] = frozenset(self._desired.members(name)) if known else frozenset()
-        return found
+    return contains
 
 
-def _test(members: frozenset[Member]) -> Callable[[Address], bool]:
+def _test(members: Collection[Member]) -> Callable[[Address], bool]:
     """Of a set that holds addresses only, or prefixes only."""
-    if any(isinstance(member, Prefix) for member in members):
-        return within([member for member in members if isinstance(member, Prefix)])
-    return members.__contains__
+    if isinstance(next(iter(members), None), Prefix):
+        return within(member for member in members if isinstance(member, Prefix))
+    return frozenset(members).__contains__ if isinstance(members, list | tuple) else members.__contains__
 
 
 class _Owners:

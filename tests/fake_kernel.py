@@ -76,6 +76,7 @@ class Model:
     refuses: Callable[[str, object], bool] = lambda _what, _item: False
     watch: Callable[[Model], None] = lambda _: None  # after each change that packets could see
     tracked: set[Flow] = field(default_factory=set)
+    begun: set[Flow] = field(default_factory=set)  # for tests: what was tracked before
     walks: int = 0  # through what is tracked
     left: int | None = None  # changes until hostd is killed; None: it is not
     log: list[object] = field(default_factory=list)  # link operations, "filter" for a transaction
@@ -296,11 +297,14 @@ class FakeFlows:
         if self.model.refuses("walk", near):
             raise PermissionError(errno.EPERM, "not permitted")
         self.model.walks += 1
-        inside = within(each if isinstance(each, Prefix) else host_prefix(each) for each in near)
-        ends = {f for f in self.model.tracked if inside(f.packet.source) or inside(f.packet.destination)}
-        doomed = {flow for flow in ends if condemned(flow)}
+        doomed = {flow for flow in self.near(self.model, near) if condemned(flow)}
         self.model.tracked -= doomed
         return len(doomed)
+
+    @staticmethod
+    def near(model: Model, owned: Collection[Member]) -> set[Flow]:
+        inside = within(each if isinstance(each, Prefix) else host_prefix(each) for each in owned)
+        return {f for f in model.tracked if inside(f.packet.source) or inside(f.packet.destination)}
 
 
 class FakeKernel(Kernel):
@@ -320,10 +324,8 @@ class FakeKernel(Kernel):
     def end_flows(self, of: Admit) -> None:
         if self.model.refuses("flows", of.ifindex):
             raise PermissionError(errno.EPERM, "not permitted")
-        inside = within(each if isinstance(each, Prefix) else host_prefix(each) for each in (*of.addresses, *of.prefixes))
-        self.model.tracked -= {
-            f for f in self.model.tracked if inside(f.packet.source) or inside(f.packet.destination)
-        }
+        owned = [*of.prefixes, *map(host_prefix, of.addresses)]
+        self.model.tracked -= FakeFlows.near(self.model, owned)
 
     def write_sysctls(self, tap: str) -> None:
         self.model.change(PutSysctls(0, tap))

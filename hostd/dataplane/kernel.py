@@ -155,9 +155,10 @@ class Kernel:
         has lost its filter only is healed with its flows. What is refused, by the id of its operation."""
         refused = {}
         for op in ops:
-            if isinstance(op, Admit) and _unused(op.ifindex, actual):
+            fresh = _fresh(op, actual) if isinstance(op, Admit) else None
+            if isinstance(op, Admit) and fresh is not None:
                 try:
-                    self.end_flows(op)
+                    self.end_flows(fresh)
                 except OSError as error:
                     why = f"flows that its addresses had before: {error}"
                     refused[id(op)] = Refused(self._tap_name(op.ifindex), why, Dirty(taps={op.ifindex}))
@@ -241,10 +242,17 @@ class Kernel:
         return Refused(name, why, scope(op))
 
 
-def _unused(ifindex: int, actual: Actual) -> bool:
-    """No guest was ever let in here."""
-    tap = actual.taps.get(ifindex, Admitted())
-    return not (tap.addresses or tap.prefixes or tap.group or ifindex in actual.foreign_groups)
+def _fresh(op: Admit, actual: Actual) -> Admit | None:
+    """What is new here of it. Where a guest was let in, and its filter is found gone or damaged, it is none: that is
+    healed with its flows."""
+    tap = actual.taps.get(op.ifindex, Admitted())
+    if not (tap.addresses or tap.prefixes):
+        return None if tap.group or op.ifindex in actual.foreign_groups else op
+    if actual.members is not None:
+        return None  # this was read, not written by us
+    addresses = tuple(a for a in op.addresses if a not in tap.addresses)
+    prefixes = tuple(p for p in op.prefixes if p not in tap.prefixes)
+    return op._replace(addresses=addresses, prefixes=prefixes) if addresses or prefixes else None
 
 
 def _is_gateway(op: Operation, of: Set[int]) -> bool:
