@@ -38,6 +38,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,512}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of resources: it becomes a name in the kernel
+_INTERFACE = re.compile(r"\*|(?!\.{1,2}$)[A-Za-z0-9_.@-]{1,15}")  # it stands in rules as it is
 _ADDRESSES = _PREFIXES = 64  # of one endpoint: what slash32.tag lets through; each is a route on every host
 _LABELS, _PROFILES, _LABEL_VALUE = 128, 16, 512
 _NET_SIZES = frozenset((5, 17))
@@ -323,8 +324,8 @@ def _unpack_host_endpoint(name: str, raw: Any) -> HostEndpoint:
     node, interface, labels, addresses, profiles = fixed(raw, "host endpoint", 5)
     return HostEndpoint(
         name,
-        text(node, "host endpoint.node", 64),
-        text(interface, "host endpoint.interface", 15),
+        _pattern(node, "host endpoint.node", _NAME),
+        _pattern(interface, "host endpoint.interface", _INTERFACE),
         unpack_labels(labels),
         _tuple(addresses, "host endpoint.addresses", _ADDRESSES, address),
         _tuple(profiles, "host endpoint.profiles", _PROFILES, lambda r, w: text(r, w, 253)),

@@ -36,7 +36,10 @@ BAD_YAML = [
     ("\ud800: x", "f.yaml: not YAML"),
     ("kind: List\nitems: 3", "f.yaml:1: items: "),
     ("kind: List\nitems: [3]", "f.yaml:1: items[0]: is not a mapping"),
-    ("kind: List\nitems: []\nspec: {}", "f.yaml:1: items: "),
+    ("kind: List\nitems: []\nspec: {}", 'items: a "List" has a list called items and nothing else; remove "spec"'),
+    ("kind: TierList\nmetadata: {}", 'items: a "TierList" has a list called items and nothing else; add it'),
+    ("kind: TierList\nitems: [{kind: Tier}, {kind: Host}]", 'items[1].kind: "Host" in a "TierList"; make'),
+    ("kind: TierList\nitems: [{kind: Tier}, ~]", "items[1]: is not a mapping"),
     ("x" * (10 * 1024 * 1024 + 1), "f.yaml: is larger than 10 MB"),
     ("é" * (5 * 1024 * 1024 + 1), "f.yaml: is larger than 10 MB"),
 ]
@@ -78,7 +81,19 @@ def test_documents_know_their_line_and_errors_name_it() -> None:
     assert [(d.value["kind"], d.line) for d in documents] == [("A", 3), ("B", 5), ("C", 5)]
     with pytest.raises(ResourceError) as caught:
         decode(Document(policy(order="x"), "f.yaml", 12))
-    assert str(caught.value) == 'f.yaml:12: GlobalNetworkPolicy p: spec.order: "x" is not a number; give one like 10 or 2.5'
+    assert str(caught.value).startswith('f.yaml:12: GlobalNetworkPolicy p: spec.order: "x" is not a number; give')
+
+
+def test_lists_are_their_items_and_errors_name_the_place() -> None:
+    tier = "{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: %s, uid: x}, spec: {order: %s}}"
+    text = "apiVersion: projectcalico.org/v3\nkind: TierList\nmetadata: {resourceVersion: '7'}\nitems:\n"
+    text += "\n".join(f"- {tier % pair}" for pair in (("a", 1), ("b", 2), ("c", "x")))
+    first, second, third = load_yaml(text, "f.yaml")
+    assert [decode(d).name for d in (first, second)] == ["a", "b"]
+    with pytest.raises(ResourceError, match=r'^f.yaml:1: Tier c: items\[2\].spec.order: "x" is not a number'):
+        decode(third)
+    (mixed, *_) = load_yaml(f"kind: List\nitems:\n- {tier % ('a', 1)}\n- kind: Host\n", "f.yaml")
+    assert decode(mixed) == decode(first)
 
 
 def test_json_is_yaml() -> None:

@@ -10,9 +10,22 @@ from slash32 import pack, wire
 from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import Prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet, Kind, digest_of, digest_of_members
-from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.policy import (
+    Action,
+    Direction,
+    HostEndpoint,
+    Icmp,
+    Peer,
+    Policy,
+    PortRange,
+    Profile,
+    Rule,
+    Tier,
+)
 from slash32.wire import (
     Ack,
+    Answer,
+    Ask,
     Claim,
     Claimed,
     Delete,
@@ -42,15 +55,30 @@ RULE = Rule(
     Peer(not_selector="all()", not_ports=(PortRange(1, 1),)),
 )  # fmt: skip
 POLICY = Policy("p", 'role == "db"', (Direction.INGRESS, Direction.EGRESS), 10.0, (RULE,), (Rule(Action.DENY),))
+STEPS = (Rule(Action.LOG), Rule(Action.PASS, not_protocol=6))
+TIERED = Policy("r", "all()", (Direction.EGRESS,), None, (), STEPS, "app.1", True, True)
+STAGED = Policy("p", "has(a)", (Direction.INGRESS,), -2.5, STEPS, tier="app.1", staged=True)
+HOST_ENDPOINT = HostEndpoint(
+    "e", "h1", "bond0.100", {"role": "hypervisor"}, (parse_address("192.0.2.1"), parse_address("fd00::1")), ("default",)
+)
 PROFILE = Profile("q", (RULE,), (), {"zone": "a"})
 SET = AddressSet({parse_address("10.65.0.2"), parse_address("fd00::2")}, {parse_prefix("10.66.0.0/26")})
 CHANGES = (
     Put(Kind.POLICY, "p", POLICY),
+    Put(Kind.POLICY, "r", TIERED),
+    Put(Kind.STAGED, "p", STAGED),
+    Put(Kind.TIER, "app.1", Tier("app.1", 5.0, Action.PASS)),
+    Put(Kind.TIER, "b", Tier("b")),
+    Put(Kind.HOSTENDPOINT, "e", HOST_ENDPOINT),
+    Put(Kind.HOSTENDPOINT, "any", HostEndpoint("any", "h1", "*")),
     Put(Kind.PROFILE, "q", PROFILE),
     Put(Kind.SET, "all()", SET),
     Put(Kind.HOST, "h1", (parse_address("192.0.2.1"),)),
     Put(Kind.ROUTE, parse_prefix("10.65.0.2/32"), ("h1", "h2")),
     Delete(Kind.POLICY, "old"),
+    Delete(Kind.STAGED, "old"),
+    Delete(Kind.TIER, "old"),
+    Delete(Kind.HOSTENDPOINT, "old"),
     Delete(Kind.ROUTE, parse_prefix("fd00::/64")),
     Members("all()", SET, AddressSet({parse_address("10.65.0.3")})),
 )
@@ -63,6 +91,7 @@ FROM_HOST = (
     Ack(4),
     Ack(5, (Failure("policy p", "no memory"),)),
     Ping(),
+    Answer(7, '{"verdict": "allow"}'),
 )
 TO_HOST = (
     Snapshot("abc", 7, 99, True, CHANGES),
@@ -72,6 +101,7 @@ TO_HOST = (
     Claimed(4, (Refusal(KEY, "address 10.65.0.2 is in use by web1 on h1"),)),
     Pong(7),
     Refused("no"),
+    Ask(7, '{"kind": "explain"}'),
 )
 
 
@@ -154,11 +184,16 @@ def test_hostile_frames_are_refused_in_one_line(frame: bytes, says: str) -> None
 
 
 ODD_NAMES = ("a b", "é", "a\nb", "", "٣", "x" * 254, "../x", "-a", 'a"')
+ODD_LINKS = ("", "a/b", "eth 0", "eth*", "eth+", "**", ".", "..", "eth0\n", 'a"b', "x" * 16, "é", None, 3, b"eth0")
 NOBODYS = ("0.0.0.0/0", "::/0", "127.0.0.1/32", "128.0.0.0/1", "169.254.1.1/32", "fe80::1/128", "ff02::/16")
 
 
-def _policy(selector: object = "all()", rule: object = None) -> list[object]:
-    return [selector, None, [True, True], [] if rule is None else [rule], []]
+def _policy(selector: object = "all()", rule: object = None, tier: object = "default") -> list[object]:
+    return [selector, None, [True, True], [] if rule is None else [rule], [], tier, False, False]
+
+
+def _host_endpoint(node: object = "h1", interface: object = "eth0", **other: object) -> list[object]:
+    return [node, interface, other.get("labels", []), other.get("addresses", []), other.get("profiles", [])]
 
 
 def _rule(ip_version: object = 4, ports: object = ()) -> list[object]:
@@ -177,6 +212,24 @@ def _rule(ip_version: object = 4, ports: object = ()) -> list[object]:
         ([0, 0, "p", _policy(rule=_rule(4.0))], "ipVersion"),
         ([0, 0, "p", _policy(rule=_rule(ports=[[90, 80]]))], "backwards"),
         *(([0, 4, pack.pack_prefix(parse_prefix(net)), ["h1"]], "route") for net in NOBODYS),
+        *(([0, kind, name, []], "malformed") for kind in (5, 6, 7) for name in ODD_NAMES),
+        ([0, 0, "p", _policy(tier="App")], "policy.tier: .* malformed"),
+        ([0, 6, "p", _policy(tier=None)], "policy.tier"),
+        ([0, 0, "p", _policy()[:7]], "policy: 7 fields, not 8"),
+        ([0, 0, "p", _policy()[:4]], "policy: 4 fields, not 8"),
+        ([0, 0, "p", [*_policy(), 1]], "policy: 9 fields, not 8"),
+        ([0, 0, "p", _policy(rule=["Reject", *_rule()[1:]])], "rule.action"),
+        ([0, 5, "t", ["1", True]], "tier.order"),
+        ([0, 5, "t", [float("nan"), True]], "tier.order"),
+        ([0, 5, "t", [True, True]], "tier.order"),
+        ([0, 5, "t", [1.0]], "tier: 1 fields"),
+        ([0, 7, "e", _host_endpoint(node="H 1")], "node: .* malformed"),
+        *(([0, 7, "e", _host_endpoint(interface=odd)], "host endpoint.interface") for odd in ODD_LINKS),
+        ([0, 7, "e", _host_endpoint(labels=["a"])], "labels: a key without"),
+        ([0, 7, "e", _host_endpoint(addresses=["192.0.2.1"])], "addresses"),
+        ([0, 7, "e", _host_endpoint(addresses=[bytes(4)] * 65)], "addresses: 65 entries"),
+        ([0, 7, "e", _host_endpoint(profiles=["a"] * 17)], "profiles: 17 entries"),
+        ([0, 8, "e", []], "8"),
     ],
 )
 def test_a_hostile_dispatcher_is_refused_in_one_line(change: list[object], says: str) -> None:
@@ -186,11 +239,57 @@ def test_a_hostile_dispatcher_is_refused_in_one_line(change: list[object], says:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def _read(*changes: list[object]) -> tuple[wire.Change, ...]:
+    frame = b"".join(map(msgpack.packb, ([18, "e", 1, 2, 3], *changes)))
+    return wire.decode_from_dispatcher([frame]).changes
+
+
 def test_what_is_just_within_is_read() -> None:
     rule = _rule(6, [[80, 80], [1, 65535]])
-    changes = ([0, 0, "x" * 253, _policy(rule=rule)], [0, 4, pack.pack_prefix(parse_prefix("11.0.0.0/8")), ["h1"]])
-    frame = b"".join(map(msgpack.packb, ([18, "e", 1, 2, 3], *changes)))
-    assert len(wire.decode_from_dispatcher([frame]).changes) == 2
+    widest = _host_endpoint(interface="x" * 15, addresses=[bytes(4)] * 64, profiles=["a"] * 16)
+    changes = (
+        [0, 0, "x" * 253, _policy(rule=rule, tier="t" * 253)],
+        [0, 4, pack.pack_prefix(parse_prefix("11.0.0.0/8")), ["h1"]],
+        [0, 5, "t", [-1e308, True]],
+        [0, 6, "s", _policy()],
+        [0, 7, "e", widest],
+        [0, 7, "any", _host_endpoint(interface="*")],
+    )
+    assert len(_read(*changes)) == len(changes)
+
+
+def test_policies_as_0_1_0_wrote_them_to_disk_still_load() -> None:
+    (put,) = _read([0, 0, "p", _policy(rule=_rule())[:5]])
+    assert put == _read([0, 0, "p", _policy(rule=_rule())])[0]
+    assert isinstance(put, Put) and isinstance(put.value, Policy)
+    assert (put.value.tier, put.value.apply_on_forward, put.value.keep_established, put.value.staged) == (
+        "default", False, False, False,
+    )  # fmt: skip
+
+
+def test_staged_and_enforced_policies_of_one_name_are_two() -> None:
+    enforced, staged = _read([0, 0, "p", _policy()], [0, 6, "p", _policy()])
+    assert isinstance(enforced, Put) and isinstance(staged, Put)
+    assert (enforced.value.staged, staged.value.staged) == (False, True)
+    assert digest_of(Kind.POLICY, "p", enforced.value) != digest_of(Kind.STAGED, "p", staged.value)
+
+
+def test_every_kind_is_on_the_wire() -> None:
+    assert {change.kind for change in CHANGES if isinstance(change, Put)} == set(Kind)
+
+
+@pytest.mark.parametrize("flag", range(5, 8))
+def test_the_digest_sees_every_field_of_a_policy(flag: int) -> None:
+    """What it does not see, a host would never be told again."""
+    changed: list[object] = _policy()
+    changed[flag] = "other" if flag == 5 else True
+    digests = [digest_of(Kind.POLICY, "p", put.value) for put in _read([0, 0, "p", _policy()], [0, 0, "p", changed])]
+    assert digests[0] != digests[1]
+
+
+def test_the_digest_of_what_0_1_0_wrote_is_that_of_what_it_meant() -> None:
+    old, new = _read([0, 0, "p", _policy()[:5]], [0, 0, "p", _policy()])
+    assert digest_of(Kind.POLICY, "p", old.value) == digest_of(Kind.POLICY, "p", new.value)
 
 
 @given(st.binary(max_size=200))
