@@ -93,7 +93,7 @@ class _Reader:
 
         addresses, prefixes, shared = [], [], []
         for item in items("addresses"):
-            addresses.append(self.claimed(item, host_prefix(item.address())).network)
+            addresses.append(self.claimed(item, _address(item)).network)
         for item in items("prefixes"):
             prefixes.append(self.claimed(item, item.prefix()))
         for item in items("shared"):
@@ -201,6 +201,15 @@ def _subject(document: Document, kind: str, name: object) -> str:
     if not isinstance(name, str):
         return f"{where}{kind}"
     return f"{where}{kind} {name if len(name) <= NAME_LIMIT and NAME.fullmatch(name) else short(name, 64)}"
+
+
+def _address(item: Field) -> Prefix:
+    """Also as a prefix that holds nothing else."""
+    if isinstance(item.value, str) and item.value.endswith(("/32", "/128")):
+        prefix = item.prefix()
+        if prefix == host_prefix(prefix.network):
+            return prefix
+    return host_prefix(item.address())
 
 
 def _shown(prefix: Prefix) -> str:

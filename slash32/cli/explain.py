@@ -125,14 +125,13 @@ def _documents(names: Sequence[str]) -> list[Document]:
         if is_xml(content):
             raise Slash32Error(f"{name}: is XML: write the guest as an Endpoint")
         try:
-            found += load_yaml(content.decode("utf-8-sig"), name)
+            documents = load_yaml(content.decode("utf-8-sig"), name)
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             raise Slash32Error(f"{name}:{line}: not UTF-8 text: {quoted(error.reason)}") from None
-    if not found:
-        raise Slash32Error(
-            f"{', '.join(quoted(name, 64) for name in names[:3])}: no document; give Endpoints and policies"
-        )
+        if not documents:
+            raise Slash32Error(f"{name}: holds no document; give Endpoints and policies")
+        found += documents
     return found
 
 

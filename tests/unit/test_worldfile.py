@@ -81,6 +81,11 @@ def test_fields_may_stand_where_one_looks_for_them(written: dict[str, Any], vers
     assert found == same
 
 
+def test_an_address_may_say_that_it_is_one() -> None:
+    found = world(endpoint(addresses=["10.0.0.1/32", "fd00::1/128"]))
+    assert found.endpoints[0].addresses == world(WEB).endpoints[0].addresses
+
+
 def test_labels_of_both_places_merge() -> None:
     web = {**WEB, "spec": {"labels": {"env": "prod", "role": "web"}}}
     assert world(web).endpoints[0].labels == {"role": "web", "env": "prod"}
@@ -139,6 +144,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "a namespace": ([{**WEB, "metadata": {"name": "w", "namespace": "x"}}], "metadata.namespace: is not supported"),
     "an address that is none": ([endpoint(addresses=["10.0.0"])], 'Endpoint db1: spec.addresses[0]: "10.0.0" is'),
     "an address with a mask": ([endpoint(addresses=["10.0.0.1/24"])], "spec.addresses[0]: "),
+    "a long mask of the other family": ([endpoint(addresses=["fd00::/32"])], "spec.addresses[0]: "),
     "no list": ([endpoint(addresses="10.0.0.1")], 'spec.addresses: "10.0.0.1" is not a list'),
     "nobody's address": ([endpoint(addresses=["127.0.0.1"])], "spec.addresses[0]: 127.0.0.1 is loopback"),
     "nobody's prefix": ([endpoint(prefixes=["224.0.0.0/8"])], "spec.prefixes[0]: 224.0.0.0/8 is multicast"),
@@ -159,7 +165,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "a name given twice": ([WEB, {**WEB, "spec": {}}], 'Endpoint "web1" is given before, in w.yaml:1: Endpoint web1'),
     "a policy given twice": ([policy(), policy()], 'metadata.name: GlobalNetworkPolicy "p" is given before'),
     "no such tier": ([TIER, policy(tier="u")], 'GlobalNetworkPolicy p: spec.tier: there is no Tier "u"; add'),
-    "no such tier, staged": ([policy("s", "StagedGlobalNetworkPolicy", tier="u")], 's: spec.tier: there is no Tier "u"'),
+    "no such tier, staged": ([policy("s", "StagedGlobalNetworkPolicy", tier="u")], "s: spec.tier: there is no Tier"),
     "an interface twice": ([host_endpoint("a"), host_endpoint("b")], "HostEndpoint b: spec.interfaceName: interface"),
     "a guest's address": (
         [host_endpoint("a", expectedIPs=["10.0.0.1"]), WEB],
