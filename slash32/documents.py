@@ -11,6 +11,7 @@ from typing import NoReturn
 import yaml
 
 from slash32.errors import ResourceError, quoted
+from slash32.resources import LIST_API_VERSIONS
 
 MAX_BYTES = 10 * 1024 * 1024
 MAX_NODES = 1_000_000  # scalars, lists and mappings of one file, aliases counted in full
@@ -64,6 +65,11 @@ def _flatten(value: object, where: str) -> Iterator[tuple[str, Mapping[str, obje
     if not isinstance(kind, str) or not kind.endswith("List"):
         yield "", value
         return
+    spoken = value.get("apiVersion", LIST_API_VERSIONS[0])
+    if spoken not in LIST_API_VERSIONS:
+        wanted = " or ".join(LIST_API_VERSIONS)
+        message = f"{quoted(spoken, 64)} is not known here for a {quoted(kind, 64)}; give {wanted}"
+        raise ResourceError(where, "apiVersion", message)
     stray = sorted(set(value) - {"apiVersion", "kind", "metadata", "items"})
     if stray:
         message = f"a {quoted(kind, 64)} has a list called items and nothing else; remove {quoted(stray[0], 64)}"

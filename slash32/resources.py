@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 API_VERSION = "slash32/v1"
 ALIAS = "projectcalico.org/v3"
+LIST_API_VERSIONS = ("v1", API_VERSION, ALIAS)
 
 Resource = Policy | Tier | NetworkSet | HostEndpoint | Profile | Host
 

@@ -12,7 +12,6 @@ Schema = dict[str, object]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 LISTS = ("List", *(f"{kind}List" for kind in resources.KINDS))
-LIST_API_VERSIONS = ("v1", resources.API_VERSION, resources.ALIAS)
 
 
 def schema_of(kind: str | None = None) -> Schema:
@@ -45,7 +44,7 @@ def _where_kind(kind: Schema, then: str) -> Schema:
 
 def _list() -> Schema:
     fields = {
-        "apiVersion": {"enum": list(LIST_API_VERSIONS)},
+        "apiVersion": {"enum": list(resources.LIST_API_VERSIONS)},
         "kind": {"enum": list(LISTS)},
         "metadata": {"type": "object"},
         "items": {"type": "array", "items": {"$ref": "#/$defs/Any"}},

@@ -22,8 +22,10 @@ def schema(kind: str | None, output: str) -> None:
       slash32 schema > slash32.schema.json
       slash32 schema tier -o yaml
 
-    For an editor with yaml-language-server, begin a file of policies with
-    # yaml-language-server: $schema=slash32.schema.json
+    An editor with yaml-language-server uses it for a file that begins with this line:
+
+    \b
+      # yaml-language-server: $schema=slash32.schema.json
     """
     from slash32.schema import schema_of  # made when it is asked for
 

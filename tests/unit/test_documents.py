@@ -37,6 +37,8 @@ BAD_YAML = [
     ("kind: List\nitems: 3", "f.yaml:1: items: "),
     ("kind: List\nitems: [3]", "f.yaml:1: items[0]: is not a mapping"),
     ("kind: List\nitems: []\nspec: {}", 'items: a "List" has a list called items and nothing else; remove "spec"'),
+    ("apiVersion: v2\nkind: List\nitems: []", 'f.yaml:1: apiVersion: "v2" is not known here for a "List"; give v1 or'),
+    ("apiVersion: []\nkind: List\nitems: []", "f.yaml:1: apiVersion: "),
     ("kind: TierList\nmetadata: {}", 'items: a "TierList" has a list called items and nothing else; add it'),
     ("kind: TierList\nitems: [{kind: Tier}, {kind: Host}]", 'items[1].kind: "Host" in a "TierList"; make'),
     ("kind: TierList\nitems: [{kind: Tier}, ~]", "items[1]: is not a mapping"),
