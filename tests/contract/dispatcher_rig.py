@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hostd.feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
+from hostd.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
 from slash32.keys import KeyPair, load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
@@ -141,6 +141,8 @@ class FakeHost:
         self.failures: list[Failure] = []
         self.acknowledges = True
         self.calls_itself = name
+        self.asked: list[Asked] = []
+        self.says: str | None = None  # to whatever it is asked; None: nothing
         self.feed: Feed | None = None
 
     def resource(self, **spec: Any) -> dict[str, Any]:
@@ -188,6 +190,10 @@ class FakeHost:
                     for refusal in refused:
                         self.refused[refusal.key] = refusal.message
                         self.claims.pop(refusal.key, None)
+                case Asked(seq):
+                    self.asked.append(event)
+                    if self.says is not None:
+                        self.feed.answer(seq, self.says)
                 case Disconnected() | Held():
                     pass
 
