@@ -1,0 +1,173 @@
+# Owns: the translation of hostd.ruleset's rules into lines of iptables, for one IP version at a time. Pure.
+# What one line cannot say becomes several that exclude each other, or a constant set of its own.
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+
+from slash32.net import Prefix
+
+from ...ruleset import (
+    LOG_GROUP,
+    Family,
+    Goto,
+    IcmpIs,
+    InNets,
+    InSet,
+    Interface,
+    Jump,
+    Log,
+    Match,
+    Ports,
+    Protocol,
+    Rule,
+    SetKind,
+    Side,
+    Verdict,
+)
+from ..nft.intervals import Interval, merge, prefix_interval, prefixes_of
+from . import lines as words
+from .lines import ACCEPT, DROP, Line, safe_comment
+from .names import constant_set, kernel_set
+
+_SLOTS = 15  # ports that one multiport match takes; a range is two
+_LOG_RATE = "10/second", "20"
+_VERSION = {SetKind.ADDR4: 4, SetKind.NET4: 4, SetKind.ADDR6: 6, SetKind.NET6: 6}
+_ICMP = {4: 1, 6: 58}
+_WITH_PORTS = frozenset((6, 17, 132, 136, 33))
+
+_Alternatives = Sequence[tuple[str, ...]]
+
+
+@lru_cache(maxsize=65536)
+def lines(rule: Rule, version: int) -> tuple[Line, ...]:
+    """None where the rule is about the other IP version, or nothing can match."""
+    if any(_version(m) not in (0, version) for m in rule.matches):
+        return ()
+    head = _protocol(rule)
+    if head is None:
+        return ()
+    parts: list[_Alternatives] = [[head]]
+    for match in sorted(rule.matches, key=_rank):
+        parts.append(_alternatives(match, version))
+    act, comment = _act(rule), safe_comment(rule.comment)
+    return tuple(Line(tuple(w for part in chosen for w in part), act, comment) for chosen in product(*parts))
+
+
+def fingerprints(rules: Sequence[Rule], versions: Sequence[int] = (4, 6)) -> tuple[str, ...]:
+    """Of a whole chain, as read() gives it back."""
+    return tuple(f"{version} {line.fingerprint}" for version in versions for r in rules for line in lines(r, version))
+
+
+def constants(rule: Rule, version: int) -> Iterator[tuple[str, tuple[Prefix, ...]]]:
+    """The sets of its own that a rule needs, and their members."""
+    for match in rule.matches:
+        if isinstance(match, InNets) and _version(match) == version:
+            nets = _merged(match)
+            if len(nets) > 1:
+                yield constant_set(nets), nets
+
+
+def polarity(rule: Rule) -> Iterator[tuple[str, int]]:
+    """For each set that a rule asks: +1, more members let more pass; -1, less; 0, either may be."""
+    if isinstance(rule.verdict, Log) or rule.verdict is Verdict.CONTINUE:
+        return
+    sense = {Verdict.ACCEPT: 1, Verdict.DROP: -1}.get(rule.verdict, 0) if isinstance(rule.verdict, Verdict) else 0
+    for match in rule.matches:
+        if isinstance(match, InSet):
+            yield match.set, -sense if match.negate else sense
+
+
+def target(rule: Rule) -> str | None:
+    return rule.verdict.chain if isinstance(rule.verdict, Jump | Goto) else None
+
+
+def _act(rule: Rule) -> tuple[str, ...]:
+    match rule.verdict:
+        case Jump(chain):
+            return words.jump(chain)
+        case Goto(chain):
+            return words.goto(chain)
+        case Log(tag):
+            rate, burst = _LOG_RATE
+            limit = ("-m", "limit", "--limit", rate, "--limit-burst", burst)
+            return (*limit, "-j", "NFLOG", "--nflog-group", str(LOG_GROUP), "--nflog-prefix", tag)
+        case Verdict.ACCEPT:
+            return ACCEPT
+        case Verdict.DROP:
+            return DROP
+    return ()
+
+
+def _rank(match: Match) -> tuple[str, bool]:
+    return type(match).__name__, getattr(match, "side", Side.SRC) is Side.DST
+
+
+def _version(match: Match) -> int:
+    match match:
+        case Family(version) | IcmpIs(version):
+            return version
+        case InSet():
+            return _VERSION[match.kind]
+        case InNets():
+            return match.nets[0].version
+    return 0
+
+
+def _protocol(rule: Rule) -> tuple[str, ...] | None:
+    """Of all that is said about it, one match; None: it contradicts itself."""
+    is_ = {m.number for m in rule.matches if isinstance(m, Protocol) and not m.negate}
+    is_ |= {_ICMP[m.version] for m in rule.matches if isinstance(m, IcmpIs)}
+    is_not = {m.number for m in rule.matches if isinstance(m, Protocol) and m.negate}
+    if len(is_) > 1 or is_ & is_not or 0 in is_:
+        return None
+    if is_:
+        return ("-p", str(*is_))
+    if not is_not:
+        return ()
+    if len(is_not) > 1:
+        raise ValueError("a rule excludes at most one protocol")
+    return ("!", "-p", str(*is_not))
+
+
+def _alternatives(match: Match, version: int) -> _Alternatives:
+    match match:
+        case Ports(side, ranges, negate):
+            return _ports(side is Side.SRC, merge(ranges), negate)
+        case InSet(side, name, _, negate):
+            return [words.in_set(kernel_set(name), side.value, negate)]
+        case InNets(side, _, negate):
+            nets = _merged(match)
+            if len(nets) > 1:
+                return [words.in_set(constant_set(nets), side.value, negate)]
+            return [words.net(side is Side.SRC, nets[0], negate)]
+        case IcmpIs(_, icmp, negate):
+            return [words.icmp(version, icmp.type, icmp.code, negate)]
+        case Interface(incoming, name):
+            return [words.named(incoming, name)]
+    return [()]
+
+
+def _merged(match: InNets) -> tuple[Prefix, ...]:
+    if not match.nets or len({n.version for n in match.nets}) > 1:
+        raise ValueError("an InNets match holds prefixes of one family, at least one")
+    width = len(match.nets[0].network)
+    found = merge(prefix_interval(n) for n in match.nets)
+    return tuple(prefix for interval in found for prefix in prefixes_of(interval, width))
+
+
+def _ports(source: bool, ranges: Sequence[Interval], negate: bool) -> _Alternatives:
+    if not ranges:
+        raise ValueError("a Ports match needs at least one port")
+    pieces: list[list[str]] = [[]]
+    free = _SLOTS
+    for first, last in ranges:
+        needs = 1 if first == last else 2
+        if needs > free:
+            pieces.append([])
+            free = _SLOTS
+        pieces[-1].append(str(first) if first == last else f"{first}:{last}")
+        free -= needs
+    matches = [words.ports(source, ",".join(piece), negate) for piece in pieces]
+    return [tuple(w for m in matches for w in m)] if negate else matches
