@@ -235,6 +235,67 @@ def test_describe(fleet: Fleet) -> None:
     assert re.search(r"^connected: +yes$", fleet.ok("describe", "host", "h2"), re.M)
 
 
+MODEL = """
+{apiVersion: slash32/v1, kind: Tier, metadata: {name: platform}, spec: {order: 10, defaultAction: Pass}}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: office}
+spec:
+  {tier: platform, order: 5, selector: role == "web", ingress: [{action: Allow, source: {selector: net == "office"}}]}
+---
+apiVersion: slash32/v1
+kind: StagedGlobalNetworkPolicy
+metadata: {name: later}
+spec: {tier: platform, selector: role == "web", ingress: [{action: Deny}]}
+---
+apiVersion: slash32/v1
+kind: GlobalNetworkSet
+metadata: {name: office, labels: {net: office}}
+spec: {nets: [198.51.100.0/24]}
+---
+apiVersion: slash32/v1
+kind: HostEndpoint
+metadata: {name: h1-eth0, labels: {role: web}}
+spec: {node: h1, interfaceName: eth0, expectedIPs: [192.0.2.77]}
+"""
+TABLES = {
+    "tiers": "NAME ORDER DEFAULT-ACTION platform 10 Pass",
+    "sgnp": 'NAME TIER ORDER SELECTOR TYPES later platform - role == "web" Ingress',
+    "globalnetworksets": "NAME LABELS NETS office net=office 198.51.100.0/24",
+    "hostendpoints": "NAME NODE INTERFACE ADDRESSES LABELS PROFILES h1-eth0 h1 eth0 192.0.2.77 role=web -",
+}
+
+
+def test_the_whole_model(fleet: Fleet, tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text(MODEL)
+    assert fleet.ok("apply", "-f", file, "--wait").count(" created\n") == 5
+    for kind, table in TABLES.items():
+        assert fleet.ok("get", kind).split() == table.split()
+    again = "---\n".join(fleet.ok("get", kind, "-o", "yaml") for kind in ("stagedglobalnetworkpolicies", "hep"))
+    assert fleet.ok("apply", "-f", "-", text=again).count(" unchanged\n") == 2
+
+    def described(kind: str, name: str) -> dict[str, str]:
+        lines = fleet.ok("describe", kind, name).partition("\n\n")[0].splitlines()
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+    web1 = described("endpoint", "web1")
+    assert (web1["ingress"], web1["staged ingress"]) == ("platform/office, standing", "platform/later")
+    assert web1["egress"] == "profiles base" and "staged egress" not in web1
+    assert described("tier", "platform")["policies"] == "office, later (staged)"
+    assert described("gns", "office")["named by rules of"] == "office"
+    assert described("sgnp", "later").items() >= {"endpoints": "web1, web2", "host endpoints": "h1-eth0"}.items()
+    card = described("hep", "h1-eth0")
+    assert card["ingress"] == "platform/office, standing" and card["forwarded ingress"] == "nothing is asked"
+    fields = dict(line.split(":", 1) for line in fleet.ok("status").splitlines())
+    assert [fields[word].strip() for word in ("tiers", "stagedPolicies", "networkSets", "hostEndpoints")] == ["1"] * 4
+    code, _, err = fleet.run("delete", "tier", "platform")
+    assert code == 1 and "GlobalNetworkPolicy office, StagedGlobalNetworkPolicy later name it" in err
+    assert fleet.ok("delete", "-f", file).count(" deleted ") == 5, "the tier stands first in the file"
+    assert fleet.ok("get", "tiers") == "no Tier yet\n"
+
+
 def test_status(fleet: Fleet) -> None:
     fleet.settle()
     fields = dict(line.split(":", 1) for line in fleet.ok("status").splitlines())
