@@ -17,7 +17,7 @@ from slash32.traffic import Space
 
 ANONYMOUS = "\0"  # some host: which one matters only for two that may be the same
 Identity = EndpointKey | tuple[str, str] | Address | int
-OwnerKind = Literal["endpoint", "shared", "behind", "host", "outside"]
+OwnerKind = Literal["endpoint", "address", "behind", "host", "outside"]  # address: of several guests, or moving
 
 
 class Side(NamedTuple):
@@ -186,17 +186,18 @@ class _Sorting:
 
     def owner(self, address: Address | None, place: int) -> tuple[Identity, Owner]:
         """With what makes it one with others. Who has it after the change names it."""
-        guests = self.claimants(1, address, place) or self.claimants(0, address, place)
+        number = 1 if self.claimants(1, address, place) else 0
+        guests = self.claimants(number, address, place)
         host = next(iter(self.hosts(1, address, place) or self.hosts(0, address, place)), "")
         if address is None:
             region = self.regions.all[place]
             names = ", ".join(guest.domain for guest in guests)
             return place, Owner("behind" if guests else "outside", names or str(region.prefix), host, place)
-        if len(guests) == 1 and any(address in world.own for world in self.worlds):
+        if len(guests) == 1 and address in self.worlds[number].own:
             return guests[0].key, Owner("endpoint", guests[0].domain, host, endpoint=guests[0])
         if guests:
             names = ", ".join(guest.domain for guest in guests)
-            return address, Owner("shared", f"{format_address(address)} ({names})", host)
+            return address, Owner("address", f"{format_address(address)} ({names})", host)
         return ("host", host), Owner("host", host, host)
 
     def _classified(self, classes: list[Class], owned: Iterable[tuple[Owner, set[int]]]) -> Classified:

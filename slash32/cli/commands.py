@@ -15,6 +15,7 @@ from slash32.resources import KINDS
 
 from . import show, text
 from .client import CallError, Client
+from .diff import diff
 from .explain import explain
 from .files import DOMAINS, RESOURCES, Checked, check, check_text, duplicates, expand, is_xml
 from .schema import schema
@@ -360,6 +361,7 @@ def completion(shell: str) -> None:
     click.echo(script.source_template % script.source_vars())  # .source() would run the shell to learn its version
 
 
+cli.add_command(diff)
 cli.add_command(explain)
 cli.add_command(schema)
 for _command in (cli, *cli.commands.values()):

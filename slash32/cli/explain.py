@@ -101,7 +101,7 @@ def explain(context: click.Context, source: str, destination: str, traffic: Traf
     files = options["files"]
     if not options["offline"] or not files or not isinstance(files, tuple):
         raise click.UsageError("give --offline and the world with -f FILE")
-    world = read_world(_documents(files))
+    world = read_world(documents_of(files))
     port, family = options["source_port"], options["family"]
     assert isinstance(port, int)
     ends = _end(world, source), _end(world, destination)
@@ -117,7 +117,7 @@ def explain(context: click.Context, source: str, destination: str, traffic: Traf
     context.exit(0 if answers[0].verdict.allowed else DENIED)
 
 
-def _documents(names: Sequence[str]) -> list[Document]:
+def documents_of(names: Sequence[str]) -> list[Document]:
     found: list[Document] = []
     for name, content in expand(names):
         if isinstance(content, str):

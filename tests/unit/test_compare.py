@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from slash32.classes import Owner
 from slash32.compare import Change, Comparison, compare
 from slash32.model import Endpoint, EndpointKey, SharedAddress
-from slash32.net import Address, parse_address, parse_prefix, version
+from slash32.net import Address, format_address, parse_address, parse_prefix, version
 from slash32.policy import (
     Action,
     Direction,
@@ -73,8 +73,8 @@ class Maker:
         addresses = [parse_address(f"10.0.0.{number}")] if self.likely(0.9) else []
         addresses += [parse_address(f"fd00::{number}")] if self.likely(0.5) else []
         addresses += [parse_address(f"10.66.1.{number}")] if self.likely(0.2) else []
-        shared = (SharedAddress(parse_address("10.9.0.1"), "vip"),) if self.likely(0.3) else ()
-        prefixes = self.some(NETS[3:6], 1) if self.likely(0.2) else ()
+        shared = (SharedAddress(parse_address("10.9.0.1"), "vip"),) if self.likely(0.5) else ()
+        prefixes = self.some(NETS[3:6], 1) if self.likely(0.4) else ()
         profiles = self.some(["one", "two", "missing"]) if self.likely(0.6) else ()
         return Endpoint(key(number), f"vm{number}", self.labels(), profiles, tuple(addresses), shared, prefixes)
 
@@ -224,8 +224,7 @@ class Answer:
                 break
             if hosts and not self._guests(worlds, address):
                 return ("host", -1, hosts[0])
-        listed = [o for g in self.said.found.groups for o in g.members if o.kind == "shared"]
-        from slash32.net import format_address
+        listed = [o for g in self.said.found.groups for o in g.members if o.kind == "address"]
 
         for owner in listed:
             if owner.name.startswith(format_address(address) + " ("):
@@ -257,7 +256,9 @@ def check(before: World, after: World) -> int:
     answer, changes = Answer(compare(before, after)), 0
     judges = Judge(before), Judge(after)
     owners = answer.owners((before, after))
-    homes = {o.name if o.endpoint is None else o.endpoint.key: o.host for g in answer.said.found.groups for o in g.members}
+    homes = {
+        o.name if o.endpoint is None else o.endpoint.key: o.host for g in answer.said.found.groups for o in g.members
+    }
     for pair in product(owners, repeat=2):
         if pair[0] == pair[1]:
             continue
