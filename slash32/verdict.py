@@ -206,7 +206,7 @@ class Judge:
         return named or [each for each in there if each.interface == ANY_INTERFACE and interface != "lo"]
 
     def _of(self, host: str) -> list[HostEndpoint]:
-        return [each for each in self.world.host_endpoints if host and each.node == host]
+        return [each for each in self.world.host_endpoints if each.node == host]
 
 
 class _Asking:

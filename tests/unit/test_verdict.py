@@ -10,7 +10,7 @@ from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import parse_address, parse_prefix
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
 from slash32.resources import decode, load_yaml
-from slash32.verdict import Packet, Verdict, World, applicable, effective_labels, verdict
+from slash32.verdict import Packet, Verdict, World, applicable, effective_labels, owners, verdict
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
@@ -287,6 +287,25 @@ def test_the_most_specific_owner_is_judged() -> None:
     assert found.allowed and found.ingress and found.ingress.domain == "inside"
     found = verdict(world, packet("10.0.0.1", "10.66.0.6"))
     assert not found.allowed and found.ingress and found.ingress.domain == "router"
+
+
+def test_of_two_prefixes_the_longer_is_judged() -> None:
+    inside = endpoint("inside", labels={"role": "inside"}, prefixes=(parse_prefix("10.66.0.0/28"),))
+    to_inside = Policy("i", 'role == "inside"', (IN,), 1, ingress=(ALLOW,))
+    for everybody in ((*EVERYBODY, inside), (inside, *EVERYBODY)):
+        world = World(everybody, [OPEN, to_inside])
+        assert verdict(world, packet("10.0.0.1", "10.66.0.15")).allowed
+        found = verdict(world, packet("10.0.0.1", "10.66.0.16"))
+        assert not found.allowed and found.ingress and found.ingress.domain == "router"
+
+
+def test_owners_are_all_who_have_an_address() -> None:
+    inside = endpoint("inside", "10.66.0.5")
+    found = owners((*EVERYBODY, inside), parse_address("10.66.0.5"))
+    assert [e.domain for e in found] == ["router", "inside"]
+    assert (
+        owners(EVERYBODY, parse_address("10.9.0.1")) == [ROUTER] and owners(EVERYBODY, parse_address("10.9.0.2")) == []
+    )
 
 
 def test_of_a_shared_address_every_claimant_must_allow() -> None:

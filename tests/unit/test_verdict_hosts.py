@@ -11,7 +11,7 @@ from slash32 import failsafe
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
 from slash32.policy import Action, Direction, HostEndpoint, Icmp, Peer, Policy, Profile, Rule, Tier
-from slash32.verdict import Packet, Stage, Verdict, World, verdict, walk
+from slash32.verdict import Judge, Packet, Stage, Verdict, World, verdict, walk
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 TCP, UDP, ICMPV6 = 6, 17, 58
@@ -164,6 +164,23 @@ def test_rules_select_hosts_by_their_addresses() -> None:
         assert not verdict(world((H1, H2), policy, *BOTH), packet("outside", "db")).allowed
 
 
+def test_between_guests_of_a_host_no_host_endpoint_is_asked() -> None:
+    closed = world((H1, H1_ANY), on_host("closed", "has(host)", DENY, forward=True))
+    assert at_hosts(verdict(closed, packet("web", "app"))) == (None, None)
+    assert at_hosts(verdict(closed, packet("h1", "h1"))) == (None, None)
+
+
+def test_one_judge_for_many_packets() -> None:
+    """It remembers what it was asked, and no packet gets another's answer."""
+    closed = on_host("closed", "has(host)", DENY), on_host("open", 'nic == "any"', ALLOW, forward=True, order=2)
+    everything = world((H1, H2, H1_ANY), *closed)
+    for order in (1, -1):
+        judge = Judge(everything)
+        for way in WAYS[::order]:
+            for port in (22, 8080):
+                assert judge.verdict(packet(*way[:2], port=port)) == verdict(everything, packet(*way[:2], port=port))
+
+
 # --- failsafes
 
 
@@ -194,6 +211,12 @@ def test_neighbours_of_a_host() -> None:
     for kind, open_ in ((129, False), (130, True), (133, True), (137, True), (138, False), (128, False)):
         for source, destination in (ends, ends[::-1]):
             assert verdict(closed, Packet(source, destination, ICMPV6, icmp=Icmp(kind, 0))).allowed is open_
+
+
+def test_what_says_icmpv6_in_ipv4_is_no_neighbour() -> None:
+    closed = world((H1,), on_host("closed", "has(host)", DENY))
+    asked = Packet(parse_address(AT["outside"]), parse_address(AT["h1"]), ICMPV6, icmp=Icmp(135, 0))
+    assert not verdict(closed, asked).allowed
 
 
 # --- "*"

@@ -210,6 +210,10 @@ STAGED: dict[str, tuple[list[Policy | Tier | Profile], list[tuple[object, ...]]]
         [A, staged("s", "a", UDP_ONLY[Action.ALLOW]), ENFORCED],
         [("would drop", "a", "", None)],
     ),
+    "end of it ends staged ones": (
+        [A, staged("s", "a"), staged("t", "default", DENY), ENFORCED],
+        [("would drop", "a", "", None)],
+    ),
     "end of it, passing": (
         [A_PASSES, staged("s", "a"), staged("t", "default", DENY), ENFORCED],
         [("would drop", "default", "t", 0)],
