@@ -26,7 +26,7 @@ from hostd.world import World
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_prefix
 from slash32.pack import AddressSet
-from slash32.policy import Action, Direction, Peer, Policy, PortRange, Rule
+from slash32.policy import Action, Direction, Peer, Policy, PortRange, Rule, Tier
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
@@ -85,17 +85,33 @@ def local(number: int, ifindex: int) -> Local:
     return Local(one, "qemu", Phase.LIVE, Carrier(f"vnet{number}", ifindex), one)
 
 
+SECURITY = Tier("security", 10.0)
+
+
 def policies() -> dict[str, Policy]:
-    """Three tiers, as in examples/: web from anywhere, app from web, db from app."""
+    """As in examples/: web from anywhere, app from web, db from app; before them a tier of the platform's, which logs
+    and denies telnet and passes everything else on."""
     def allow(port: int, source: str | None) -> Rule:
         return Rule(Action.ALLOW, 6, source=Peer(selector=source), destination=Peer(ports=(PortRange(port, port),)))
 
     inside = Rule(Action.ALLOW, destination=Peer(nets=(parse_prefix("10.0.0.0/8"), parse_prefix("fd00:65::/64"))))
     asked = {"web": allow(80, None), "app": allow(8080, 'role == "web"'), "db": allow(5432, 'role == "app"')}
-    return {
+    telnet = Peer(ports=(PortRange(23, 23),))
+    no_telnet = tuple(Rule(action, 6, destination=telnet) for action in (Action.LOG, Action.DENY))
+    platform = Policy("platform", "all()", BOTH, 1.0, (*no_telnet, Rule(Action.PASS)), (Rule(Action.PASS),),
+                      SECURITY.name)  # fmt: skip
+    return {"platform": platform} | {
         role: Policy(role, f'role == "{role}"', BOTH, 100.0, (rule, allow(22, None)), (inside,))
         for role, rule in asked.items()
     }
+
+
+def staged() -> dict[str, Policy]:
+    """What somebody tries out: ssh from the application's guests only."""
+    ssh = Peer(ports=(PortRange(22, 22),))
+    rules = Rule(Action.ALLOW, 6, source=Peer(selector='role == "app"'), destination=ssh), Rule(Action.DENY, 6,
+                 destination=ssh)  # fmt: skip
+    return {"tighter-ssh": Policy("tighter-ssh", "has(role)", BOTH[:1], 50.0, rules, staged=True)}
 
 
 def world(members: int) -> World:
@@ -103,7 +119,7 @@ def world(members: int) -> World:
     for number in range(members):
         for value in (v for s, v in found.items() if ROLES[number % len(ROLES)] in s):
             value.addresses.update(endpoint(number).addresses)
-    return World(policies(), {}, found, {}, {})
+    return World(policies(), {}, found, {}, {}, {SECURITY.name: SECURITY}, staged())
 
 
 class Host:
