@@ -200,8 +200,8 @@ def test_hostile_names_stay_one_line(explain: Any) -> None:
             assert ran.code in (1, 2) and ran.err.count("\n") == 1 and "\x1b" not in ran.err and len(ran.err) < 500
 
 
-def test_without_offline_or_file(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--offline"], ["-f", str(WORLD)], []):
+def test_offline_and_files_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--offline"], ["-f", str(WORLD)]):
         assert main(["explain", *arguments, "web1", "db1", "tcp/80"]) == 2
         told = capsys.readouterr()
         assert told.out == "" and told.err.count("\n") == 1 and "--offline" in told.err and "-f FILE" in told.err
