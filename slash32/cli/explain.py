@@ -1,5 +1,5 @@
-# Owns: the command `slash32 explain`: who may say what to whom, and which rule says so. Reading worlds is
-# slash32.worldfile, judging slash32.verdict; how an answer looks is judgement.py.
+# Owns: the command `slash32 explain`: who may say what to whom, and which rule says so. Reading worlds is fleet.py,
+# slash32.worldfile, judging slash32.verdict, asking kernels witnesses.py; how an answer looks is judgement.py.
 from __future__ import annotations
 
 import difflib
@@ -18,8 +18,11 @@ from slash32.rules import PROTOCOLS, WITH_PORTS
 from slash32.verdict import Judge, Packet, World
 from slash32.worldfile import read_world
 
+from . import fleet
+from .client import Client
 from .files import expand, is_xml
 from .judgement import Answer, End, as_data, as_text
+from .witnesses import Testimony, testimony
 
 EPHEMERAL = 50000  # a source port as clients have one
 DENIED = 3  # exit code
@@ -87,34 +90,51 @@ def _protocol(word: str) -> int | None:
 def explain(context: click.Context, source: str, destination: str, traffic: Traffic, **options: object) -> None:
     """May SRC open a connection to DST, and which tier, policy and rule say so at either end?
 
+    The dispatcher's state is judged, and the kernels of both ends' hosts are asked what they would do; where they
+    differ, it says so loudly. With --offline, files are judged, and nobody is asked.
+
     \b
     Examples:
+      slash32 explain web1 db1 tcp/5432
+      slash32 explain 192.0.2.7 web1 icmp
       slash32 explain --offline -f world.yaml web1 db1 tcp/5432
-      slash32 explain --offline -f world.yaml 192.0.2.7 web1 icmp
       slash32 explain --offline -f endpoints.yaml -f policies/ web1 db1 udp/53 -o json
 
-    SRC and DST are names of Endpoints (or HostEndpoints), or addresses. PROTO/PORT: tcp/80, udp/53, sctp/80, 132/80;
+    SRC and DST are names of guests (or HostEndpoints), or addresses. PROTO/PORT: tcp/80, udp/53, sctp/80, 132/80;
     icmp or icmpv6 (a ping), icmp/3/1 (type and code); 47 (a protocol without ports). Rules count from 0.
 
-    Exit code 0: allowed, 3: denied. Where both ends have both IP versions, IPv4 gives the exit code.
+    Exit code 0: allowed, 3: denied, 1: a kernel differs from the model. Where both ends have both IP versions, IPv4
+    gives the exit code.
     """
-    files = options["files"]
-    if not options["offline"] or not files or not isinstance(files, tuple):
-        raise click.UsageError("give --offline and the world with -f FILE")
-    world = read_world(documents_of(files))
+    files, offline = options["files"], bool(options["offline"])
+    assert isinstance(files, tuple)
+    if offline != bool(files):
+        raise click.UsageError("give --offline and the world with -f FILE, or neither to ask the dispatcher")
+    client: Client = context.obj
+    world = read_world(documents_of(files)) if offline else fleet.read(client).world()
     port, family = options["source_port"], options["family"]
     assert isinstance(port, int)
     ends = _end(world, source), _end(world, destination)
     answers = answers_of(world, ends, traffic, port, int(str(family)) if family else None)
-    verbose = bool(options["verbose"])
-    if options["output"] == "table":
-        click.echo(as_text(answers, verbose))
+    heard = [] if offline else [testimony(client, answer) for answer in answers]
+    _show(answers, heard, bool(options["verbose"]), str(options["output"]))
+    differs = [line for each in heard for line in each.differs]
+    if differs:
+        raise Slash32Error("\n".join(f"KERNEL AND MODEL DIFFER: {line}; run `slash32 status`" for line in differs))
+    context.exit(0 if answers[0].verdict.allowed else DENIED)
+
+
+def _show(answers: Sequence[Answer], heard: Sequence[Testimony], verbose: bool, output: str) -> None:
+    """Kernels are asked of each IP version, and shown of the first."""
+    if output == "table":
+        click.echo("\n".join([as_text(answers, verbose), *(line for each in heard[:1] for line in each.as_lines())]))
     else:
         from . import show
 
-        click.echo(show.dump(as_data(answers, verbose), str(options["output"])))
+        click.echo(show.dump(as_data(answers, verbose) | (heard[0].as_data() if heard else {}), output))
     sys.stdout.flush()
-    context.exit(0 if answers[0].verdict.allowed else DENIED)
+    for line in dict.fromkeys(line for each in heard for line in each.missing):
+        click.echo(f"slash32 explain: {line}", err=True)
 
 
 def documents_of(names: Sequence[str]) -> list[Document]:
