@@ -81,13 +81,16 @@ def rules(draw: st.DrawFn) -> Rule:
     )
 
 
+Rules = st.SearchStrategy[tuple[Rule, ...]]
+RULES: Rules = st.lists(rules(), max_size=2).map(tuple)
+
+
 @st.composite
-def policies(draw: st.DrawFn, name: str, staged: bool = False) -> Policy:
+def policies(draw: st.DrawFn, name: str, staged: bool = False, some: Rules = RULES) -> Policy:
     """As resources.py lets them through: rules only of the directions that the types name."""
     types = tuple(draw(st.sampled_from([(Direction.INGRESS,), (Direction.EGRESS,), tuple(Direction)])))
-    some = st.lists(rules(), max_size=2)
-    ingress = tuple(draw(some)) if Direction.INGRESS in types else ()
-    egress = tuple(draw(some)) if Direction.EGRESS in types else ()
+    ingress = draw(some) if Direction.INGRESS in types else ()
+    egress = draw(some) if Direction.EGRESS in types else ()
     asked = draw(st.sampled_from(SELECTORS)), types, draw(st.sampled_from([None, 1.0, 2.0]))
     tier = draw(st.sampled_from(["default", *TIERS]))
     return Policy(name, *asked, ingress, egress, tier, draw(st.booleans()), draw(st.booleans()), staged)
@@ -107,10 +110,9 @@ def host_endpoints(draw: st.DrawFn, name: str) -> HostEndpoint:
 
 
 @st.composite
-def profiles(draw: st.DrawFn, name: str) -> Profile:
-    some = st.lists(rules(), max_size=1)
+def profiles(draw: st.DrawFn, name: str, some: Rules = RULES) -> Profile:
     labels = draw(st.sampled_from([{}, {"env": "prod"}, {"role": "web"}]))
-    return Profile(name, tuple(draw(some)), tuple(draw(some)), labels)
+    return Profile(name, draw(some), draw(some), labels)
 
 
 @st.composite

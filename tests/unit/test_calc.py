@@ -1,13 +1,18 @@
 # The calculation: whatever way led to a state, what the kernel is to hold follows from the state alone.
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, given, settings
 
+from hostd.names import is_derived
 from hostd.ruleset import HOST_CHAINS
+from hostd.state import Carrier, Local, Phase
+from slash32.model import Endpoint
 from slash32.net import parse_prefix
 from slash32.pack import AddressSet, Kind, ObjectKey
-from slash32.policy import Action, Direction, Peer, Policy, Rule
-from tests.scenes import ADDRESSES4, FULL, Absorb, Commit, Scene, Step, lives, many, same
+from slash32.policy import Action, Direction, Peer, Policy, Rule, Tier
+from tests.scenes import ADDRESSES4, FULL, Absorb, Commit, Run, Scene, Step, key, lives, many, same
 
 WEB = 'role == "web"'
 SET = ObjectKey(Kind.SET, WEB)
@@ -83,6 +88,60 @@ def test_a_rule_that_can_match_nothing_needs_no_set() -> None:
     scene.take(commit((ObjectKey(Kind.POLICY, "a"), None)))
     scene.rest()
     assert not own(scene)
+
+
+def settled(*values: object) -> Scene:
+    scene = play([commit(*values)])
+    scene.dirty = type(scene.dirty)()
+    return scene
+
+
+def run(number: int, **labels: str) -> Run:
+    endpoint = Endpoint(key(number), f"guest{number}", labels, addresses=(ADDRESSES4[number],))
+    carrier = Carrier(f"vnet{number}", 100 + number)
+    return Run(number, Local(endpoint, "qemu", Phase.LIVE, carrier, endpoint))
+
+
+TIER = ObjectKey(Kind.TIER, "t"), Tier("t", 1.0)
+PASSES = ObjectKey(Kind.POLICY, "b"), Policy("b", "all()", IN, ingress=(Rule(Action.PASS),), tier="t")
+STAGED = ObjectKey(Kind.STAGED, "a"), Policy("a", "all()", IN, ingress=(Rule(Action.DENY),), staged=True)
+
+
+def test_a_guest_of_a_known_class_changes_no_chain() -> None:
+    scene = settled(policy(), (SET, AddressSet()), TIER, PASSES, STAGED)
+    scene.take(run(0, role="web"))
+    scene.rest()
+    assert scene.dirty.chains, "the control"
+    scene.dirty = type(scene.dirty)()
+    scene.take(run(1, role="web"))
+    scene.rest()
+    assert not scene.dirty.chains and not scene.dirty.sets and scene.dirty.taps == {101}
+
+
+def test_a_set_of_a_staged_policy_only_is_there_and_one_that_logs_only_is_not() -> None:
+    _, found = policy()
+    waits = ObjectKey(Kind.STAGED, "a"), replace(found, staged=True)
+    scene = settled(waits, (SET, AddressSet(many(3))))
+    assert scene.calc.desired.sets
+    logs = replace(found, staged=True, ingress=(replace(found.ingress[0], action=Action.LOG),))
+    scene.take(commit((waits[0], logs)))
+    scene.rest()
+    assert not scene.calc.desired.sets
+
+
+def test_a_tier_that_passes_now_changes_what_is_of_it() -> None:
+    scene = settled(policy("x", None), TIER, PASSES, STAGED)
+    for number in range(2):
+        scene.take(run(number))
+    scene.rest()
+    scene.dirty = type(scene.dirty)()
+    scene.take(commit((TIER[0], Tier("t", 1.0, Action.PASS))))
+    scene.rest()
+    assert scene.dirty.chains and all(map(is_derived, scene.dirty.chains)) and not scene.dirty.sets
+    scene.dirty = type(scene.dirty)()
+    scene.take(commit((ObjectKey(Kind.TIER, "other"), Tier("other"))))
+    scene.rest()
+    assert not scene.dirty, "nobody is in that one"
 
 
 def test_what_came_and_went_before_the_kernel_was_told_is_no_change() -> None:

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,13 +19,14 @@ from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet, Kind, ObjectKey, Value
-from slash32.policy import Action, Direction, Peer, Policy, Profile, Rule
+from slash32.policy import Action, Direction, HostEndpoint, Peer, Policy, Profile, Rule, Tier
 from tests.fake_kernel import FakeKernel, Model
 from tests.scenes import FULL, TAPS, Commit, Run, Scene, key, many, same
 
 IN, OUT = (Direction.INGRESS,), (Direction.EGRESS,)
 WEB, ALL = 'role == "web"', "all()"
-ALLOW, DENY = Rule(Action.ALLOW), Rule(Action.DENY)
+ALLOW, DENY, LOG, PASS = map(Rule, (Action.ALLOW, Action.DENY, Action.LOG, Action.PASS))
+PASSES = Action.PASS
 FROM_WEB = Rule(Action.ALLOW, 6, source=Peer(selector=WEB))
 NET = parse_prefix("10.66.0.0/26")
 
@@ -37,8 +38,20 @@ class State(NamedTuple):
     guests: tuple[Local, ...] = ()
 
 
-def policy(name: str, *rules: Rule, whom: str = ALL, order: int = 1) -> tuple[ObjectKey, Value]:
-    return ObjectKey(Kind.POLICY, name), Policy(name, whom, IN, order, rules)
+def policy(name: str, *rules: Rule, whom: str = ALL, order: int = 1, **more: Any) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.POLICY, name), Policy(name, whom, IN, order, rules, **more)
+
+
+def staged(name: str, *rules: Rule, **more: Any) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.STAGED, name), Policy(name, ALL, IN, 1, rules, staged=True, **more)
+
+
+def tier(order: float, action: Action = Action.DENY) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.TIER, "t"), Tier("t", order, action)
+
+
+def host_endpoint(name: str, interface: str) -> tuple[ObjectKey, Value]:
+    return ObjectKey(Kind.HOSTENDPOINT, name), HostEndpoint(name, "h1", interface, profiles=("p",))
 
 
 def members(selector: str, count: int, *prefixes: str) -> tuple[ObjectKey, Value]:
@@ -68,6 +81,7 @@ def isolated(number: int) -> Local:
 
 
 P, PROFILED = ObjectKey(Kind.PROFILE, "p"), (guest(0, profiles=("p",)),)
+MANY = guest(0), guest(1, "db"), guest(2, profiles=("p",))
 VIP = {"shared": (SharedAddress(parse_address("10.9.0.9"), "vip"),)}
 SEQUENCES: dict[str, list[State]] = {
     "guests come and go": [
@@ -111,6 +125,27 @@ SEQUENCES: dict[str, list[State]] = {
     "a shared address on one, two, one": [
         State(dict([OPEN]), (guest(0, **VIP),)), State(dict([OPEN]), (guest(0, **VIP), guest(1, **VIP))),
         State(dict([OPEN]), (guest(1, **VIP),)),
+    ],
+    "tiers come, pass, turn round and go": [
+        State(dict([policy("a", PASS), policy("b", FROM_WEB), members(WEB, 3)]), MANY),
+        State(dict([policy("a", PASS, tier="t"), policy("b", FROM_WEB), members(WEB, 3)]), MANY),
+        State(dict([policy("a", PASS, tier="t"), policy("b", FROM_WEB), members(WEB, 3), tier(0)]), MANY),
+        State(dict([policy("a", PASS, tier="t"), policy("b", FROM_WEB), members(WEB, 300), tier(0, PASSES)]), MANY),
+        State(dict([policy("a", DENY, tier="t"), policy("b", PASS, FROM_WEB), members(WEB, 300), tier(0)]), MANY),
+        State(dict([policy("a", LOG, PASS, tier="t"), policy("b", PASS), members(WEB, 3), tier(9e6)]), MANY),
+    ],
+    "a policy is staged, then enforced": [
+        State(dict([staged("a", FROM_WEB, DENY), members(WEB, 3)]), MANY),
+        State(dict([staged("a", FROM_WEB, DENY), policy("b", PASS, order=2), members(WEB, 300)]), MANY),
+        State(dict([staged("a", LOG, DENY), policy("a", FROM_WEB, DENY), members(WEB, 3)]), MANY),
+        State(dict([policy("a", FROM_WEB, DENY), members(WEB, 3)]), MANY),
+    ],
+    "host endpoints": [
+        State(dict([host_endpoint("e", "eth0"), policy("a", ALLOW)]), MANY),
+        State(dict([host_endpoint("e", "eth0"), host_endpoint("f", "*"), policy("a", ALLOW)]), MANY),
+        State(dict([host_endpoint("e", "*"), host_endpoint("f", "*"), policy("a", PASS, apply_on_forward=True)]), ()),
+        State(dict([host_endpoint("f", "*"), staged("a", DENY, apply_on_forward=True)]), MANY),
+        State(dict([policy("a", ALLOW)]), MANY),
     ],
     "profiles": [
         State({}, PROFILED), State({P: Profile("p", (ALLOW,))}, PROFILED),
