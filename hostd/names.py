@@ -16,7 +16,7 @@ _HEAD = _WHOLE - _DIGEST - 1
 _DERIVED_HEAD = _HEAD - 5  # "-", and room for 4 digits of height
 _IDENTIFIER = re.compile(r"[A-Za-z0-9-]+")
 _ODD = re.compile(r"[^A-Za-z0-9-]")
-_DERIVED = re.compile(r"(?:tail-|.*_)[0-9a-f]{12}-([0-9]+)")  # no name of a policy ends so: see _readable
+_DERIVED = re.compile(r"(?:tail-(?:in|out)-|.*_)[0-9a-f]{12}-([0-9]+)")  # no name of a policy ends so: see _readable
 _CLASS, _HOST = 1 << 20, 1 << 21
 
 
@@ -42,8 +42,9 @@ def staged_chain(name: str, direction: Direction, rest: str) -> str:
     return _above("s", name, direction, rest)
 
 
-def tail_chain(height: int, *identity: str) -> str:
-    return f"tail-{digest(*identity)}-{height}"
+def tail_chain(height: int, direction: Direction, *identity: str) -> str:
+    """Every chain's name says which way it is asked: one of the packet filters must know."""
+    return f"tail-{'in' if direction is Direction.INGRESS else 'out'}-{digest(*identity)}-{height}"
 
 
 def class_chain(direction: Direction, *identity: str) -> str:

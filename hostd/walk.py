@@ -63,7 +63,7 @@ def class_name(walk: Walk) -> str:
 def tail_name(walk: Walk) -> str:
     """Staged policies stand above the walk without them, and that above any shorter one."""
     staged = any(policy.staged for stop in walk.stops for policy in stop.policies)
-    return tail_chain(4 * len(walk.stops) + (3 if staged else 1), walk.direction.value, *_identity(walk))
+    return tail_chain(4 * len(walk.stops) + (3 if staged else 1), walk.direction, *_identity(walk))
 
 
 def lines(walk: Walk, book: Book) -> Iterator[Line]:

@@ -206,6 +206,10 @@ class FakeTable:
     def transaction(self) -> FakeTransaction:
         return FakeTransaction(self.model)
 
+    @staticmethod
+    def fingerprints(rules: Sequence[Rule]) -> tuple[str, ...]:
+        return tuple(map(fingerprint, rules))
+
     def read(self) -> Dumped:
         t = self.model.tables.copied()
         return Dumped(

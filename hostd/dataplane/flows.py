@@ -26,7 +26,7 @@ _ICMP = {1: (5, 6), 58: (8, 9)}  # attributes of type and code, by protocol
 _WITH_PORTS = frozenset((6, 17, 33, 132, 136))
 _BY_SOURCE = 1  # flag of the filter
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
-_ASKED = 4  # addresses for which the kernel looks by itself: each costs it two walks of its own
+_DEAR = 10_000  # entries that cost as much to look at here as two walks of the kernel's own for an address
 _BATCH = 1024  # deletions at a time: bounds the refusals that wait to be read
 _HEADS = struct.Struct("=HH")
 
@@ -46,22 +46,21 @@ class Flows:
 
     def end(self, near: Collection[Address | Prefix], condemned: Callable[[Flow], bool]) -> int:
         """Those that are condemned, of the flows from or to these; how many there were. Raises OSError."""
-        if not near or _empty():
-            return 0
-        found = {flow.name for width in (4, 16) for flow in self._near(near, width) if condemned(flow)}
+        count = _count() if near else 0
+        found = {flow.name for width in (4, 16) for flow in self._near(near, width, count) if condemned(flow)}
         self._delete(found)
         return len(found)
 
-    def _near(self, near: Collection[Address | Prefix], width: int) -> Iterator[Flow]:
-        """Of one family."""
+    def _near(self, near: Collection[Address | Prefix], width: int, count: int) -> Iterator[Flow]:
+        """Of one family, where so many are tracked."""
         prefixes = [p for each in near if len((p := _prefix(each)).network) == width]
-        if not prefixes:
+        if not prefixes or not count:
             return
         family = socket.AF_INET if width == 4 else socket.AF_INET6
         wanted = _ends_in(prefixes, width)
-        for chosen in _chosen(prefixes):
+        for chosen in _chosen(prefixes, count):
             for reply in self._socket.dump(_GET, _head(family) + chosen, wanted=wanted):
-                yield _flow(family, attribute_map(reply.body, 4), width)
+                yield _flow(reply.body, width)
 
     def _delete(self, entries: Collection[bytes]) -> None:
         waiting = list(entries)
@@ -83,33 +82,78 @@ def _head(family: int) -> bytes:
     return bytes((family, 0, 0, 0))
 
 
-def _ends_in(prefixes: list[Prefix], width: int) -> Callable[[bytes], bool]:
-    """Whether a flow is from or to one of these, looking at two places of what the kernel tells of it: the sources of
-    the flow and of its answers. (The attributes for both come first, and with the source first.)"""
+def _ends_in(prefixes: list[Prefix], width: int) -> Wanted:
+    """Whether a flow is from or to one of these, by two places of what the kernel tells of it: the sources of the flow
+    and of its answers. (The attributes for both come first, and in each the source.)"""
     singles = {prefix.network for prefix in prefixes if prefix.length == 8 * width}
     behind = [prefix for prefix in prefixes if prefix.length < 8 * width]
     inside = within(behind)
 
-    def wanted(body: bytes) -> bool:
-        length, kind = _HEADS.unpack_from(body, 4)
-        answers = 4 + length
-        if kind & 0x3FFF != _TUPLE_ORIG or _HEADS.unpack_from(body, answers)[1] & 0x3FFF != _TUPLE_REPLY:
+    def wanted(data: bytes, at: int) -> bool:
+        length, kind, _, first = _HEADS.unpack_from(data, at + 4)
+        if kind != _FIRST or first != _THEN:
             return True
-        begins, answered = body[16 : 16 + width], body[answers + 12 : answers + 12 + width]
-        if begins in singles or answered in singles:
+        source = at + 16
+        answered = source + length
+        begins, answers = data[source : source + width], data[answered : answered + width]
+        if begins in singles or answers in singles:
             return True
-        return bool(behind) and (inside(begins) or inside(answered))
+        return bool(behind) and (inside(begins) or inside(answers))
 
     return wanted
 
 
-def _flow(family: int, fields: Mapping[int, bytes], width: int) -> Flow:
-    kept = b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
-    name = _head(family) + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG]) + kept
-    master = fields.get(_MASTER)  # one that a helper expected stands and falls with the flow that spoke of it
-    if master is not None:
-        return Flow(name, _packet(master, None, width))
-    return Flow(name, _packet(fields[_TUPLE_ORIG], fields.get(_TUPLE_REPLY), width))
+def _flow(body: bytes, width: int) -> Flow:
+    length = _HEADS.unpack_from(body, 4)[0]
+    packet = _with_ports(body, length, _PORTED[width])
+    if packet is not None:
+        fields = attribute_map(body, 4 + 2 * length, _NAMING)
+        name = body[: 4 + length]
+    else:
+        fields = attribute_map(body, 4)
+        name = body[:4] + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG])
+        packet = _packet(fields[_TUPLE_ORIG], fields.get(_TUPLE_REPLY), width)
+    name = body[:1] + bytes(3) + name[4:] + b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
+    if _MASTER in fields:  # one that a helper expected stands and falls with the flow that spoke of it
+        packet = _packet(fields[_MASTER], None, width)
+    return Flow(name, packet)
+
+
+class _Layout(NamedTuple):
+    """Where the kernel puts what it tells of a protocol with ports, from the head of a flow's tuple on."""
+
+    length: int
+    source: slice
+    number: int
+    source_port: slice
+
+    def moved(self, by: int) -> _Layout:
+        source, port = self.source, self.source_port
+        return _Layout(
+            self.length, slice(source.start + by, source.stop + by), self.number + by,
+            slice(port.start + by, port.stop + by),
+        )  # fmt: skip
+
+
+_PORTED = {
+    width: (found := _Layout(36 + 2 * width + 8, slice(16, 16 + width), 28 + 2 * width, slice(36 + 2 * width, 38 + 2 * width)))
+    and (found, found.moved(found.length))
+    for width in (4, 16)
+}
+
+
+def _with_ports(body: bytes, length: int, layout: tuple[_Layout, _Layout]) -> Packet | None:
+    """The common case, without taking all apart."""
+    begun, answer = layout
+    if length != begun.length or body[begun.number] not in _WITH_PORTS:
+        return None
+    return Packet(
+        body[begun.source],
+        body[answer.source],
+        body[begun.number],
+        int.from_bytes(body[begun.source_port], "big"),
+        int.from_bytes(body[answer.source_port], "big"),
+    )
 
 
 def _packet(side: bytes, answer: bytes | None, width: int) -> Packet:

@@ -32,11 +32,10 @@ from ..revoke import Flow
 from ..ruleset import GROUP_MASK, Guard, Rule
 from ..settle import Refused
 from . import sysctl
+from .filter import NFTABLES, PacketFilter, Transaction, opened
 from .flows import Flows
 from .nft.admission import Admission, group
-from .nft.rules import fingerprint
-from .nft.table import NftTable
-from .nft.transaction import Transaction, TransactionRefused
+from .nft.transaction import TransactionRefused
 from .record import record_filter, record_link
 from .refusal import named, resting_on, scope
 from .rtnl import Rtnl
@@ -45,12 +44,15 @@ from .rtnl import Rtnl
 class Kernel:
     """For one thread, in the network namespace it was made in."""
 
-    def __init__(self, guard: Guard, owned: bool) -> None:
+    def __init__(self, guard: Guard, owned: bool, packet_filter: str = NFTABLES) -> None:
         self.guard = guard
-        self.table = NftTable(guard, owned)
         self.rtnl = Rtnl()
+        self.table: PacketFilter = opened(packet_filter, guard, owned, self._bridges)
         self.flows = Flows()
         self.ipv6 = sysctl.has_ipv6()
+
+    def _bridges(self) -> list[str]:
+        return [link.name for link in self.rtnl.links().values() if link.kind == "bridge"]
 
     def close(self) -> None:
         self.table.close()
@@ -72,7 +74,7 @@ class Kernel:
         return self.rtnl.routes()
 
     def fingerprints(self, rules: tuple[Rule, ...]) -> tuple[str, ...]:
-        return tuple(fingerprint(rule) for rule in rules)
+        return self.table.fingerprints(rules)
 
     def tap_sysctls_hold(self, name: str) -> bool:
         try:
@@ -97,7 +99,7 @@ class Kernel:
     def _read_taps(self, actual: Actual, admissions: Iterable[Admission]) -> None:
         for admission in admissions:
             if admission.ifindex in actual.taps:  # a second MAC: none of ours, swept like other strays
-                actual.strays |= frozenset(admission.elements())
+                actual.strays |= self.table.pieces(admission)
                 continue
             actual.taps[admission.ifindex] = Admitted(
                 admission.mac, frozenset(admission.addresses), frozenset(admission.prefixes)
@@ -308,7 +310,7 @@ def _write(transaction: Transaction, op: FilterOp, label: int) -> None:
         case Exempt(ifindex, on):
             transaction.exempt(ifindex, on, label)
         case Sweep(strays):
-            transaction.sweep(strays, label)  # type: ignore[arg-type]  # what read() returned, handed back
+            transaction.sweep(strays, label)
         case DelClass(number):
             transaction.delete_class(number, label)
         case DelChain(name):

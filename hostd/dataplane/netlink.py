@@ -26,6 +26,7 @@ NLM_F_APPEND = 0x800
 
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_FIRST_OWN = 16  # message types below are netlink's own
 _F_CAPPED = 0x100  # on an error: the request is not repeated behind its header
 _F_ACK_TLVS = 0x200  # on an error: attributes follow
 _ERROR_MESSAGE = 1
@@ -158,13 +159,18 @@ def attribute_map(data: bytes, offset: int = 0, kinds: Container[int] = range(_T
     return found
 
 
-def messages(data: bytes) -> Iterator[Message]:
+Wanted = Callable[[bytes, int], bool]  # of a message whose body begins there
+
+
+def messages(data: bytes, wanted: Wanted | None = None) -> Iterator[Message]:
+    """`wanted`: of a family's own messages (not of refusals and ends) only those."""
     offset, end = 0, len(data)
     while offset + 16 <= end:
         length, kind, flags, seq, port = _HEADER.unpack_from(data, offset)
         if length < 16 or offset + length > end:
             raise OSError(errno.EBADMSG, "malformed netlink message")
-        yield Message(kind, flags, seq, data[offset + 16 : offset + length], port)
+        if wanted is None or kind < _FIRST_OWN or wanted(data, offset + 16):
+            yield Message(kind, flags, seq, data[offset + 16 : offset + length], port)
         offset += (length + 3) & ~3
 
 
@@ -262,9 +268,9 @@ class NetlinkSocket:
         return found
 
     def dump(
-        self, kind: int, body: bytes, flags: int = 0, wanted: Callable[[bytes], bool] | None = None
+        self, kind: int, body: bytes, flags: int = 0, wanted: Wanted | None = None
     ) -> list[Message]:
-        """All objects, or of very many those whose bodies are wanted. A dump that the kernel marks as torn by a
+        """All objects, or of very many those that are wanted. A dump that the kernel marks as torn by a
         concurrent change is taken again, a bounded number of times; then OSError(EINTR). Raises KernelRefused."""
         for _ in range(_DUMP_ATTEMPTS):
             seq = self.reserve()
@@ -295,11 +301,11 @@ class NetlinkSocket:
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, code.buffer_info()[0])
         )
 
-    def _collect(self, seq: int, wanted: Callable[[bytes], bool] | None) -> tuple[list[Message], bool]:
+    def _collect(self, seq: int, wanted: Wanted | None) -> tuple[list[Message], bool]:
         found: list[Message] = []
         torn = False
         while True:
-            for reply in messages(self._receive(0) or b""):
+            for reply in messages(self._receive(0) or b"", wanted):
                 if reply.seq != seq:
                     continue
                 torn |= bool(reply.flags & NLM_F_DUMP_INTR)
@@ -313,8 +319,7 @@ class NetlinkSocket:
                     if code not in (0, -errno.EINTR):
                         raise KernelRefused(Refusal(seq, -code, ""))
                     return found, torn or code != 0
-                if wanted is None or wanted(reply.body):
-                    found.append(reply)
+                found.append(reply)
 
     def _receive(self, flags: int) -> bytes | None:
         """Into a held buffer: to make one of that size for each answer takes longer than all the rest."""

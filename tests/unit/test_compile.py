@@ -159,9 +159,9 @@ tricky = names | st.builds("{}-{}".format, names, st.integers(0, 99)) | st.build
     lambda name, other: f"{name[:7]}-{digest(other)}-5", names, names
 )  # fmt: skip
 MAKERS: tuple[Callable[[str, Direction], str], ...] = (
-    policy_chain, profile_chain, lambda n, d: variant_chain(n, d, "tail-0123456789ab-5"),
-    lambda n, d: variant_chain(n, d, "tail-0123456789ab-9"), lambda n, d: staged_chain(n, d, "tail-0123456789ab-5"),
-    lambda n, d: tail_chain(9999, n, d.value), lambda n, d: class_chain(d, n),
+    policy_chain, profile_chain, lambda n, d: variant_chain(n, d, "tail-in-0123456789ab-5"),
+    lambda n, d: variant_chain(n, d, "tail-in-0123456789ab-9"), lambda n, d: staged_chain(n, d, "tail-in-0123456789ab-5"),
+    lambda n, d: tail_chain(9999, d, n), lambda n, d: class_chain(d, n),
 )  # fmt: skip
 
 
@@ -178,13 +178,13 @@ def test_short_names_are_kept_and_long_ones_begin_so() -> None:
     assert policy_chain("web", IN) == "pi-web" and profile_chain("web-1", OUT) == "fo-web-1"
     assert policy_chain("x" * 25, IN) == "pi-" + "x" * 25
     assert policy_chain("x" * 26, IN).startswith("pi-xxxxxxxxxxxx_")
-    assert variant_chain("web.front", IN, "tail-0123456789ab-5").startswith("pi-web_fro_")
+    assert variant_chain("web.front", IN, "tail-in-0123456789ab-5").startswith("pi-web_fro_")
 
 
 @given(tricky)
 def test_a_name_says_how_high_its_chain_stands(name: str) -> None:
     assert height(policy_chain(name, IN)) == height(profile_chain(name, OUT)) == 0
-    tail = tail_chain(5, name)
+    tail = tail_chain(5, IN, name)
     user = variant_chain(name, IN, tail)
     assert 0 < height(tail) < height(user) < height(class_chain(OUT, name)) < height(HOST_IN)
     assert not is_derived(policy_chain(name, IN)) and not is_derived(HOST_IN) and not is_derived("other")

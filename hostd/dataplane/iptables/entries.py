@@ -33,6 +33,7 @@ class Entry(NamedTuple):
     verdict: str  # ACCEPT, DROP, RETURN, "-j CHAIN", "-g CHAIN", an extension's name, or "": on with the next
     sets: tuple[tuple[int, bool], ...]  # (index, inverted)
     packets: int
+    size: int  # bytes counted
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class _Raw(NamedTuple):
     data: bytes
     is_goto: bool
     packets: int
+    size: int
     next: int
 
 
@@ -113,7 +115,7 @@ def _walk(version: int, blob: bytes) -> list[_Raw]:
     found, offset = [], 0
     while offset + matches <= len(blob):
         target, step = struct.unpack_from("=HH", blob, offset + lengths)
-        packets = struct.unpack_from("=Q", blob, offset + matches - 16)[0]
+        packets, counted = struct.unpack_from("=QQ", blob, offset + matches - 16)
         comment, sets = "", []
         at, end = offset + matches, offset + target
         while at + 32 <= end:
@@ -129,7 +131,7 @@ def _walk(version: int, blob: bytes) -> list[_Raw]:
         name = _text(blob[end + 2 : end + 31])
         is_goto = bool(blob[offset + flags] & goto)
         found.append(_Raw(offset, comment, tuple(sets), name, blob[end + 32 : end + size], is_goto, packets,
-                          offset + step))  # fmt: skip
+                          counted, offset + step))  # fmt: skip
         if not step:
             break
         offset += step
@@ -144,7 +146,7 @@ def _entry(raw: _Raw, places: dict[int, str]) -> Entry:
             verdict = _VERDICTS.get(number, str(number))
         elif number != raw.next:
             verdict = f"{'-g' if raw.is_goto else '-j'} {places.get(number, '?')}"
-    return Entry(raw.comment, verdict, raw.sets, raw.packets)
+    return Entry(raw.comment, verdict, raw.sets, raw.packets, raw.size)
 
 
 def _text(data: bytes) -> str:

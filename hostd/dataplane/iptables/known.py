@@ -2,7 +2,7 @@
 # classes, how sets are asked. Pure.
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from slash32.net import Prefix
@@ -66,7 +66,7 @@ class Known:
 def note(entry: Entry) -> str:
     """The fingerprint that a rule carries; foreign ones begin "?"."""
     mark, _, rest = entry.comment.partition(" ")
-    return rest if mark == MARK and rest else f"{FOREIGN} {entry.comment}".rstrip()
+    return rest if mark.partition(".")[0] == MARK and rest else f"{FOREIGN} {entry.comment}".rstrip()
 
 
 def notes(table: Table, chain: str) -> tuple[str, ...]:
@@ -173,3 +173,17 @@ def constants(tables: Tables, names: Mapping[int, str]) -> dict[str, set[str]]:
 def specifications(headers: Iterable[Header]) -> dict[str, SetSpec | None]:
     found = ((abstract_set(head.name), ipset.kind_of(head)) for head in headers)
     return {name: spec for name, spec in found if name is not None}
+
+
+def counters(tables: Tables, chains: Collection[str] | None) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Of each rule, all its lines together. Rules at the end that have no line are left out."""
+    sums: dict[str, dict[int, tuple[int, int]]] = {}
+    for (_, name), table in tables.items():
+        for chain in table.chains.keys() & chains if chains is not None else table.chains:
+            for entry in table.chains[chain] if name in POLICY_TABLES else ():
+                number = entry.comment.partition(" ")[0].partition(".")[2]
+                if number.isdecimal():
+                    rules = sums.setdefault(chain, {})
+                    packets, size = rules.get(int(number), (0, 0))
+                    rules[int(number)] = packets + entry.packets, size + entry.size
+    return {c: tuple(rules.get(n, (0, 0)) for n in range(max(rules) + 1)) for c, rules in sums.items()}

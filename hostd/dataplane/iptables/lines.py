@@ -25,10 +25,11 @@ class Line(NamedTuple):
         body = "\0".join((*self.match, "", *self.act, "", self.comment))
         return f"{hashlib.blake2s(body.encode(), digest_size=8).hexdigest()} {self.comment}".rstrip()
 
-    def text(self, chain: str, accept: str = "", verb: str = "-A") -> str:
-        """`accept`: the chain that decides where the rule says ACCEPT."""
+    def text(self, chain: str, accept: str = "", verb: str = "-A", number: int | None = None) -> str:
+        """`accept`: the chain that decides where the rule says ACCEPT. `number`: of the rule that it is a line of."""
         act = ("-g", accept) if accept and self.act == ACCEPT else self.act
-        note = f'-m comment --comment "{MARK} {self.fingerprint}"'
+        mark = MARK if number is None else f"{MARK}.{number}"
+        note = f'-m comment --comment "{mark} {self.fingerprint}"'
         return " ".join((verb, chain, *map(_quoted, self.match), note, *map(_quoted, act)))
 
 

@@ -65,4 +65,4 @@ def is_outward(chain: str) -> bool:
     `accept` leads depends on that."""
     if chain in HOST_CHAINS:
         return chain in _OUTWARD_HOST
-    return chain.partition("-")[0] in _OUTWARD
+    return chain.partition("-")[0] in _OUTWARD or chain.startswith("tail-out-")

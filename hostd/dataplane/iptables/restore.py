@@ -33,11 +33,18 @@ class Edit:
     rules: list[_Row] = field(default_factory=list)
     ends: list[_Row] = field(default_factory=list)
 
-    def chain(self, name: str, lines: Iterable[Line], label: Hashable = None, accept: str = "") -> None:
+    def chain(self, name: str, lines: Iterable[Line]) -> None:
         """Make it, or replace what is in it."""
         what = f"write chain {name}"
+        self.heads.append(_Row(f":{name} - [0:0]", None, what))
+        self.rules += [_Row(line.text(name), None, what) for line in lines]
+
+    def policy(self, name: str, rules: Iterable[Iterable[Line]], label: Hashable, accept: str) -> None:
+        """The same for a chain of policies: of each rule its lines."""
+        what = f"write chain {name}"
         self.heads.append(_Row(f":{name} - [0:0]", label, what))
-        self.rules += [_Row(line.text(name, accept), label, what) for line in lines]
+        for number, lines in enumerate(rules):
+            self.rules += [_Row(line.text(name, accept, number=number), label, what) for line in lines]
 
     def add(self, chain: str, line: Line) -> None:
         self.rules.append(_Row(line.text(chain), None, f"write chain {chain}"))

@@ -213,8 +213,8 @@ def _edits(door: Door, batch: Batch, version: int) -> Edits:
         edit = edits[table]
         edit.chain(GATE, ())  # open, if it was not
         for name, put in batch.puts.items():
-            body = [line for rule in put.rules for line in lines(rule, version)]
-            edit.chain(name, body, put.label, ACCEPT_LEADS.get((table, is_outward(name)), ""))
+            accept = ACCEPT_LEADS.get((table, is_outward(name)), "")
+            edit.policy(name, (lines(rule, version) for rule in put.rules), put.label, accept)
     if batch.classes:
         _edit_classes(door, batch, edits)
     if batch.exempt:
@@ -251,14 +251,9 @@ def _edit_classes(door: Door, batch: Batch, edits: Edits) -> None:
         for table in tables:
             for name in sorted(touched):
                 if name in new:
-                    edits[table].chain(name, new[name], _class_label(batch))
+                    edits[table].chain(name, new[name])
                 elif name in old:
-                    edits[table].remove(name, _class_label(batch))
-
-
-def _class_label(batch: Batch) -> object:
-    labels = {new.label for new in batch.classes.values()}
-    return labels.pop() if len(labels) == 1 else None
+                    edits[table].remove(name)
 
 
 def edit_exempt(taps: set[str], edits: Edits) -> None:

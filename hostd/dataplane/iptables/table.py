@@ -11,14 +11,16 @@ from slash32.net import host_prefix
 
 from ...ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, Rule
 from ..nft.admission import Admission, Granted
+from ..nft.counters import Counts
 from ..nft.reading import Actual
-from . import entries, known, restore, rules, sets
+from . import entries, known, restore, sets
 from .entries import Table
 from .ipset import PAIRS, Header
 from .known import Known, Tables, is_policy
 from .lines import Line, goto, jump, named
 from .names import BEHIND, CONSTANT, OWN_SETS, SOURCE, abstract_set
 from .restore import Edit
+from .rules import fingerprints
 from .sets import Sets, Task
 from .skeleton import BRIDGES, FILLED, GATE, ONTO, POLICY_TABLES, SECURITY, TABLES, part
 from .steps import Door, edit_exempt
@@ -55,8 +57,13 @@ class IptablesFilter:
     def _forget(self) -> None:
         self._known = None
 
-    def fingerprints(self, of: Sequence[Rule]) -> tuple[str, ...]:
-        return rules.fingerprints(of, self._versions)
+    def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:
+        """What read() gives for a chain of these rules."""
+        return fingerprints(rules, self._versions)
+
+    def counters(self, chains: Collection[str] | None = None) -> Counts:
+        """Packets and bytes of each rule, by chain; of all that iptables counts, which is every rule."""
+        return known.counters(self._tables(), chains)
 
     @staticmethod
     def pieces(admission: Admission) -> frozenset[Hashable]:

@@ -2,14 +2,16 @@
 # netlink socket, which in owned mode also is what keeps others out of the tables. One thread.
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
-from ...ruleset import Guard
+from ...ruleset import Guard, Rule
 from ..netlink import NETLINK_NETFILTER, NetlinkSocket
 from . import kernel as k
 from . import reading
+from .admission import Admission
 from .counters import Counts, counters
 from .reading import Actual, Dump
+from .rules import fingerprint
 from .shapes import Skeleton
 from .skeleton import SKELETONS
 from .transaction import Transaction, TransactionRefused
@@ -64,6 +66,27 @@ class NftTable:
 
     def transaction(self) -> Transaction:
         return Transaction(self._socket)
+
+    def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:
+        """What read() gives for a chain of these rules."""
+        return tuple(fingerprint(rule) for rule in rules)
+
+    @staticmethod
+    def pieces(admission: Admission) -> frozenset[Hashable]:
+        """What a sweep takes to take this away."""
+        return frozenset(admission.elements())
+
+    def changed(self) -> bool:
+        """Never unsaid: the kernel tells of every change."""
+        return False
+
+    def remove(self) -> None:
+        """Both tables, with all that is in them. Raises TransactionRefused."""
+        change = self.transaction()
+        for family in _FAMILIES:
+            if reading.table_of(self._socket, family) is not None:
+                change.remove_table(family)
+        change.commit()
 
     def load(self, exempt: Iterable[int] = ()) -> bool:
         """Make the skeleton stand, in one transaction, and say whether anything had to be written.

@@ -1,0 +1,72 @@
+# Owns: what a packet filter of this host is to hostd, and which of the two it is: nf_tables (nft/) or iptables-legacy
+# with ipset (iptables/). Imports only the one that is asked for: the other costs memory.
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from typing import Any, Protocol
+
+from ..ruleset import Guard, Rule, SetKind, SetSpec
+from .nft.admission import Admission
+from .nft.counters import Counts
+from .nft.elements import Member
+from .nft.reading import Actual
+
+NFTABLES, IPTABLES = "nftables", "iptables"
+
+
+class Transaction(Protocol):
+    """One change. Operations are labelled: TransactionRefused names the label of the one that was refused."""
+
+    def add_set(self, name: str, spec: SetSpec, label: Hashable) -> None: ...
+    def delete_set(self, name: str, label: Hashable) -> None: ...
+    def flush_set(self, name: str, label: Hashable) -> None: ...
+    def add_members(self, name: str, kind: SetKind, members: Iterable[Member], label: Hashable) -> None: ...
+    def delete_members(self, name: str, kind: SetKind, members: Iterable[Member], label: Hashable) -> None: ...
+    def put_chain(self, name: str, rules: Sequence[Rule], label: Hashable) -> None: ...
+    def delete_chain(self, name: str, label: Hashable) -> None: ...
+    def put_class(self, group: int, from_chain: str, to_chain: str, label: Hashable) -> None: ...
+    def delete_class(self, group: int, label: Hashable) -> None: ...
+    def admit(self, admission: Admission, label: Hashable) -> None: ...
+    def expel(self, admission: Admission, label: Hashable) -> None: ...
+    def exempt(self, ifindex: int, on: bool, label: Hashable) -> None: ...
+    def sweep(self, strays: Iterable[Any], label: Hashable) -> None: ...
+    def commit(self) -> None: ...
+
+
+class PacketFilter(Protocol):
+    """For one thread, in the network namespace it was made in."""
+
+    @property
+    def port(self) -> int:
+        """Netlink port that our changes of nf_tables come from."""
+
+    def load(self, exempt: Iterable[int] = ()) -> bool:
+        """The guard stands; True if anything had to be written for it."""
+
+    def stands(self) -> bool: ...
+    def read(self) -> Actual: ...
+    def transaction(self) -> Transaction: ...
+    def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:
+        """What read() gives for a chain of these rules."""
+
+    def counters(self, chains: Collection[str] | None = None) -> Counts: ...
+    def pieces(self, admission: Admission) -> frozenset[Hashable]:
+        """What a sweep takes to take this away."""
+
+    def changed(self) -> bool:
+        """Somebody else changed something, and no notification tells; cheap enough for several times a second."""
+
+    def remove(self) -> None:
+        """All of it, and nothing else."""
+
+    def close(self) -> None: ...
+
+
+def opened(kind: str, guard: Guard, owned: bool, bridges: Callable[[], Collection[str]]) -> PacketFilter:
+    if kind == IPTABLES:
+        from .iptables.table import IptablesFilter
+
+        return IptablesFilter(guard, bridges)
+    from .nft.table import NftTable
+
+    return NftTable(guard, owned)
