@@ -22,7 +22,7 @@ class Flow(NamedTuple):
 
 
 class Change(NamedTuple):
-    """From each of the sources to each of the destinations (but nobody to himself)."""
+    """From each of the sources to each of the destinations, by an IP version that both have (but nobody to himself)."""
 
     allowed: bool  # after; before it was the other
     flows: tuple[Flow, ...]
@@ -42,6 +42,8 @@ class Comparison:
 
 Delta = tuple[int, int]  # traffic gained, lost
 _Pair = tuple[int, int, Where]
+_Row = tuple[bool, tuple[Flow, ...], Where]
+_Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def compare(before: World, after: World, progress: Progress | None = None) -> Comparison:
@@ -136,45 +138,69 @@ def _count(found: Classified, deltas: dict[_Pair, dict[int, Delta]], side: int) 
 
 def _merged(found: Classified, deltas: dict[_Pair, dict[int, Delta]]) -> list[Change]:
     """Equal changes together: as few rows as one of two simple ways gives."""
-    rows: dict[tuple[bool, tuple[Flow, ...], Where], list[tuple[int, int]]] = {}
-    for (source, destination, where), by_version in deltas.items():
-        for side, allowed in ((0, True), (1, False)):
-            flows = _flows(found, (source, destination), {v: d[side] for v, d in by_version.items() if d[side]})
-            if flows:
-                rows.setdefault((allowed, flows, where), []).append((source, destination))
     changes = []
-    for (allowed, flows, where), pairs in rows.items():
-        for sources, destinations in _rectangles(pairs):
-            number = sum(_pairs(found, (a, b, where)) for a in sources for b in destinations)
+    for (allowed, flows, where), pairs in _rows(found, deltas).items():
+        for sources, destinations in _rectangles(found, where, pairs):
+            met = ((a, b) for a in sources for b in destinations if _meet(found, a, b))
+            number = sum(_pairs(found, (*pair, where)) for pair in met)
             if number:  # else: somebody to himself
                 changes.append(Change(allowed, flows, where, sources, destinations, number))
     return sorted(changes, key=lambda change: (not change.allowed, -change.pairs, change.sources, change.destinations))
 
 
-def _rectangles(pairs: list[tuple[int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    by_destination = _sides(pairs)
-    by_source = [(b, a) for a, b in _sides((b, a) for a, b in pairs)]
-    return min(by_destination, by_source, key=len)
+def _rows(found: Classified, deltas: dict[_Pair, dict[int, Delta]]) -> dict[_Row, list[tuple[int, int]]]:
+    rows: dict[_Row, list[tuple[int, int]]] = {}
+    single: list[tuple[int, _Row, tuple[int, int]]] = []  # with one IP version in common: they fit where it is named
+    for (*pair, where), by_version in deltas.items():
+        source, destination = pair
+        for side, allowed in ((0, True), (1, False)):
+            flows = _flows(found, {version: delta[side] for version, delta in by_version.items() if delta[side]})
+            met = _meet(found, source, destination)
+            if flows and len(met) > 1:
+                rows.setdefault((allowed, flows, where), []).append((source, destination))
+            elif flows:
+                bare = tuple(flow._replace(version=None) for flow in flows)
+                single.append((min(met), (allowed, bare, where), (source, destination)))
+    for version, (allowed, bare, where), one in single:
+        named = (allowed, tuple(flow._replace(version=version) for flow in bare), where)
+        rows.setdefault(named if named in rows else (allowed, bare, where), []).append(one)
+    return rows
 
 
-def _sides(pairs: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Sources with equal destinations together."""
-    reached: dict[int, list[int]] = {}
-    for source, destination in pairs:
-        reached.setdefault(source, []).append(destination)
-    together: dict[tuple[int, ...], list[int]] = {}
-    for source, destinations in reached.items():
-        together.setdefault(tuple(sorted(destinations)), []).append(source)
-    return [(tuple(sorted(sources)), destinations) for destinations, sources in together.items()]
+def _rectangles(found: Classified, where: Where, pairs: list[tuple[int, int]]) -> list[_Rectangle]:
+    def void(source: int, destination: int) -> bool:
+        return not _meet(found, source, destination) or not _pairs(found, (source, destination, where))
+
+    by_source = _sides(pairs, void)
+    by_destination = _sides([(b, a) for a, b in pairs], lambda b, a: void(a, b))
+    return min(by_source, [(b, a) for a, b in by_destination], key=len)
 
 
-def _flows(found: Classified, pair: tuple[int, int], masks: dict[int, int]) -> tuple[Flow, ...]:
+def _sides(pairs: Iterable[tuple[int, int]], void: Callable[[int, int], bool]) -> list[_Rectangle]:
+    """Those with equal second sides together; a pair that cannot be fits anywhere."""
+    reached: dict[int, set[int]] = {}
+    for first, second in pairs:
+        reached.setdefault(first, set()).add(second)
+    rows: list[tuple[list[int], set[int]]] = []
+    for first, seconds in sorted(reached.items(), key=lambda item: (-len(item[1]), item[0])):
+        for firsts, have in rows:
+            if seconds <= have and all(void(first, second) for second in have - seconds):
+                firsts.append(first)
+                break
+        else:
+            rows.append(([first], seconds))
+    return [(tuple(sorted(firsts)), tuple(sorted(seconds))) for firsts, seconds in rows]
+
+
+def _meet(found: Classified, source: int, destination: int) -> set[int]:
+    """The IP versions that both have."""
+    groups: list[Group] = [found.groups[number] for number in (source, destination)]
+    return set.intersection(*({found.classes[one].version for one in group.classes} for group in groups))
+
+
+def _flows(found: Classified, masks: dict[int, int]) -> tuple[Flow, ...]:
     """What both IP versions have alike is said once."""
     described = {version: found.spaces[version].describe(mask) for version, mask in masks.items()}
-    groups: list[Group] = [found.groups[number] for number in pair]
-    versions = set.intersection(*({found.classes[one].version for one in group.classes} for group in groups))
-    if len(versions) == 1:
-        return tuple(Flow(None, traffic) for each in described.values() for traffic in each)
     both = [traffic for traffic in described.get(4, ()) if traffic in described.get(6, ())]
     flows = [Flow(None, traffic) for traffic in both]
     for version in sorted(described):

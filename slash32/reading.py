@@ -26,7 +26,6 @@ from slash32.programs import Block, Compiler, Program
 from slash32.selector import Compare, Has, InSet, Node, Not, Several
 from slash32.verdict import steps
 
-_ANOTHER = "\0"  # a value that no selector names
 _ICMPV6 = 58
 Labels = tuple[tuple[str, str], ...]
 
@@ -49,12 +48,31 @@ def ruled(world: World) -> list[Policy | Profile]:
     return [*(policy for policy in world.policies if not policy.staged), *world.profiles]
 
 
+@dataclass(slots=True)
+class _Values:
+    """What selectors ask about the value of one label."""
+
+    named: set[str] = field(default_factory=set)
+    parts: dict[tuple[str, str], Compare] = field(default_factory=dict)  # contains, starts with, ends with
+    _first: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _known: dict[str, str] = field(default_factory=dict)
+
+    def alike(self, value: str) -> str:
+        """The first value seen for which every selector holds that holds for this one, and no other."""
+        found = self._known.get(value)
+        if found is None:
+            answers = (part.matches({part.label: value}) for part in self.parts.values())
+            found = self._first.setdefault((value if value in self.named else None, *answers), value)
+            self._known[value] = found
+        return found
+
+
 class Lexicon:
     """What the selectors of all worlds can tell apart in labels; the numbers of selectors and of programs."""
 
     def __init__(self, worlds: Iterable[World]) -> None:
         self.compiler = Compiler()
-        self._values: dict[str, set[str] | None] = {}  # None: any value may matter
+        self._values: dict[str, _Values] = {}  # of each label that a selector names
         self._numbers: dict[str, int] = {}  # of selectors in rules
         self._bits: dict[Labels, int] = {}
         for world in worlds:
@@ -80,28 +98,19 @@ class Lexicon:
                 case Several(_, operands):
                     todo.extend(operands)
                 case Has(label):
-                    self._values.setdefault(label, set())
+                    self._values.setdefault(label, _Values())
                 case InSet(label, _, values):
-                    self._add(label, values)
+                    self._values.setdefault(label, _Values()).named.update(values)
                 case Compare(label, operator, value):
-                    self._add(label, (value,) if operator in ("==", "!=") else None)
-
-    def _add(self, label: str, values: Iterable[str] | None) -> None:
-        have = self._values.setdefault(label, set())
-        if values is None or have is None:
-            self._values[label] = None
-        else:
-            have.update(values)
+                    have = self._values.setdefault(label, _Values())
+                    if operator in ("==", "!="):
+                        have.named.add(value)
+                    else:
+                        have.parts[operator, value] = Compare(label, operator, value)
 
     def reduced(self, labels: Mapping[str, str]) -> Labels:
         """Two of equal reduced labels are selected by the same selectors."""
-        found = []
-        for key in self.keys:
-            value = labels.get(key)
-            if value is not None:
-                known = self._values[key]
-                found.append((key, value if known is None or value in known else _ANOTHER))
-        return tuple(found)
+        return tuple((key, self._values[key].alike(labels[key])) for key in self.keys if key in labels)
 
     def bits(self, labels: Labels) -> int:
         """A bit for each selector that matches."""

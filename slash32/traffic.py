@@ -156,6 +156,7 @@ class Space:
     _echo: Echo = field(default_factory=lambda: echo(()))
     _echo_at: int = 0
     _masks: dict[Key, int] = field(default_factory=dict)
+    _said: dict[int, tuple[Traffic, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys = [key for key in set(self.keys) if key[2] in (None, self.version)]
@@ -211,6 +212,11 @@ class Space:
 
     def describe(self, mask: int) -> tuple[Traffic, ...]:
         """The other way round."""
+        if mask not in self._said:
+            self._said[mask] = self._describe(mask)
+        return self._said[mask]
+
+    def _describe(self, mask: int) -> tuple[Traffic, ...]:
         if mask == self.whole:
             return (Traffic(None),)
         found: list[Traffic] = []
