@@ -285,7 +285,7 @@ def packet_kind(packet: Packet) -> tuple[Any, ...]:
 
 
 @seed(32)
-@settings(max_examples=400 if FULL else 40, deadline=None)
+@settings(max_examples=400 if FULL else 12, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_it_says_exactly_what_the_specification_says(number: int) -> None:
     maker = Maker(number)
@@ -294,7 +294,7 @@ def test_it_says_exactly_what_the_specification_says(number: int) -> None:
 
 
 @seed(32)
-@settings(max_examples=400 if FULL else 40, deadline=None)
+@settings(max_examples=400 if FULL else 12, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_with_host_endpoints_too(number: int) -> None:
     maker = Maker(number)
@@ -327,10 +327,6 @@ def guest(number: int, role: str, *, six: bool = False, **labels: str) -> Endpoi
 
 WEBS, DBS = [guest(n, "web", six=True) for n in range(4)], [guest(n, "db", six=True) for n in range(4, 7)]
 GUESTS = [*WEBS, *DBS, guest(7, "x")]
-    *(guest(n, "web", six=True) for n in range(4)),
-    *(guest(n, "db", six=True) for n in range(4, 7)),
-    guest(7, "x"),
-]
 
 
 def told(said: Comparison) -> list[tuple[bool, str, str, list[Traffic], int]]:
