@@ -6,8 +6,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from slash32.net import Address, Prefix, host_prefix
 from slash32.policy import Icmp
@@ -15,7 +16,7 @@ from slash32.verdict import Packet
 
 from ..judge import within
 from ..revoke import Flow
-from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, attr, attribute_map, message, nest, u32
+from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, Wanted, attr, attribute_map, message, nest, u32
 
 _GET, _DELETE = 0x101, 0x102
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _MASTER, _ZONE, _FILTER = 1, 2, 12, 14, 18, 25
@@ -26,9 +27,11 @@ _ICMP = {1: (5, 6), 58: (8, 9)}  # attributes of type and code, by protocol
 _WITH_PORTS = frozenset((6, 17, 33, 132, 136))
 _BY_SOURCE = 1  # flag of the filter
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
-_DEAR = 10_000  # entries that cost as much to look at here as two walks of the kernel's own for an address
+_DEAR = 5_000  # entries that cost as much to look at here as two walks of the kernel's own for an address
 _BATCH = 1024  # deletions at a time: bounds the refusals that wait to be read
-_HEADS = struct.Struct("=HH")
+_HEADS = struct.Struct("=HHHH")  # of a flow's tuple and of the addresses in it
+_FIRST, _THEN = _TUPLE_ORIG | 0x8000, _TUPLE_IP | 0x8000
+_NAMING = frozenset((_ID, _ZONE, _MASTER))
 
 
 class Flows:
@@ -105,7 +108,7 @@ def _ends_in(prefixes: list[Prefix], width: int) -> Wanted:
 
 def _flow(body: bytes, width: int) -> Flow:
     length = _HEADS.unpack_from(body, 4)[0]
-    packet = _with_ports(body, length, _PORTED[width])
+    packet = _with_ports(body, length, width)
     if packet is not None:
         fields = attribute_map(body, 4 + 2 * length, _NAMING)
         name = body[: 4 + length]
@@ -113,39 +116,36 @@ def _flow(body: bytes, width: int) -> Flow:
         fields = attribute_map(body, 4)
         name = body[:4] + nest(_TUPLE_ORIG, fields[_TUPLE_ORIG])
         packet = _packet(fields[_TUPLE_ORIG], fields.get(_TUPLE_REPLY), width)
-    name = body[:1] + bytes(3) + name[4:] + b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
+    name = (
+        body[:1] + bytes(3) + name[4:] + b"".join(attr(kind, fields[kind]) for kind in (_ID, _ZONE) if kind in fields)
+    )
     if _MASTER in fields:  # one that a helper expected stands and falls with the flow that spoke of it
         packet = _packet(fields[_MASTER], None, width)
     return Flow(name, packet)
 
 
 class _Layout(NamedTuple):
-    """Where the kernel puts what it tells of a protocol with ports, from the head of a flow's tuple on."""
+    """Where in the body the kernel puts one of the two tuples of a flow whose protocol has ports."""
 
-    length: int
     source: slice
-    number: int
+    number: int  # of the protocol
     source_port: slice
 
-    def moved(self, by: int) -> _Layout:
-        source, port = self.source, self.source_port
-        return _Layout(
-            self.length, slice(source.start + by, source.stop + by), self.number + by,
-            slice(port.start + by, port.stop + by),
-        )  # fmt: skip
+
+def _layout(width: int, at: int) -> _Layout:
+    """Behind heads of four bytes each: of the tuple, of its addresses, of the source, ..."""
+    number, port = at + 24 + 2 * width, at + 32 + 2 * width
+    return _Layout(slice(at + 12, at + 12 + width), number, slice(port, port + 2))
 
 
-_PORTED = {
-    width: (found := _Layout(36 + 2 * width + 8, slice(16, 16 + width), 28 + 2 * width, slice(36 + 2 * width, 38 + 2 * width)))
-    and (found, found.moved(found.length))
-    for width in (4, 16)
-}
+_LENGTH = {width: 44 + 2 * width for width in (4, 16)}  # of such a tuple, with its head
+_PORTED = {width: (_layout(width, 4), _layout(width, 4 + length)) for width, length in _LENGTH.items()}
 
 
-def _with_ports(body: bytes, length: int, layout: tuple[_Layout, _Layout]) -> Packet | None:
+def _with_ports(body: bytes, length: int, width: int) -> Packet | None:
     """The common case, without taking all apart."""
-    begun, answer = layout
-    if length != begun.length or body[begun.number] not in _WITH_PORTS:
+    begun, answer = _PORTED[width]
+    if length != _LENGTH[width] or body[begun.number] not in _WITH_PORTS:
         return None
     return Packet(
         body[begun.source],
@@ -180,10 +180,11 @@ def _tuple(side: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
     return attribute_map(fields.get(_TUPLE_IP, b"")), attribute_map(fields.get(_TUPLE_PROTOCOL, b""))
 
 
-def _chosen(prefixes: list[Prefix]) -> list[bytes]:
+def _chosen(prefixes: list[Prefix], count: int) -> list[bytes]:
     """What the kernel is to look for by itself, one dump each: single v4 addresses, as they begin a flow and as they
-    answer. Its test of v6 addresses is the wrong way round (6.18 still), and it knows no prefixes: then everything."""
-    if len(prefixes) > _ASKED or any(prefix.length != 32 or prefix.version != 4 for prefix in prefixes):
+    answer, where that is cheaper than to look at all. Its test of v6 addresses is the wrong way round (6.18 still), and
+    it knows no prefixes."""
+    if len(prefixes) * _DEAR > count or any(prefix.length != 32 or prefix.version != 4 for prefix in prefixes):
         return [b""]
     chosen = []
     for prefix in prefixes:
@@ -193,12 +194,12 @@ def _chosen(prefixes: list[Prefix]) -> list[bytes]:
     return chosen
 
 
-def _empty() -> bool:
-    """Cheaper than a walk through the table; where it is not shown, the walk decides."""
+def _count() -> int:
+    """How many flows are tracked: cheaper than a walk. Where it is not shown, there may be any."""
     with suppress(OSError):
         fd = os.open(_COUNT, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return int(os.read(fd, 32)) == 0
+            return int(os.read(fd, 32))
         finally:
             os.close(fd)
-    return False
+    return _DEAR

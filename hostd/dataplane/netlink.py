@@ -267,9 +267,7 @@ class NetlinkSocket:
                     raise KernelRefused(refusal)
         return found
 
-    def dump(
-        self, kind: int, body: bytes, flags: int = 0, wanted: Wanted | None = None
-    ) -> list[Message]:
+    def dump(self, kind: int, body: bytes, flags: int = 0, wanted: Wanted | None = None) -> list[Message]:
         """All objects, or of very many those that are wanted. A dump that the kernel marks as torn by a
         concurrent change is taken again, a bounded number of times; then OSError(EINTR). Raises KernelRefused."""
         for _ in range(_DUMP_ATTEMPTS):
