@@ -14,6 +14,7 @@ ALL = {
     "bulk": ["-n", "10", "--members", "10000", "--routes", "100"],
     "packets": ["-n", "7", "--present", "2,100"],
     "labels": ["-n", "50", "--present", "1000,10000"],
+    "diff": ["-n", "3", "--endpoints", "1000"],
     "hostd": ["-n", "5", "--few", "10", "--many", "100"],
 }  # and how to run it quickly, for a first look: such figures prove nothing
 

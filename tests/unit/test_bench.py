@@ -15,6 +15,8 @@ TINY = {
     "hook": ["-n", "3"],
     "endpoint": ["-n", "2", "--present", "1,3"],
     "bulk": ["-n", "2", "--members", "300", "--routes", "7"],
+    "labels": ["-n", "3", "--present", "20,50", "--selectors", "40"],
+    "diff": ["-n", "2", "--endpoints", "60", "--policies", "10"],
     "hostd": ["-n", "2", "--few", "2", "--many", "5"],
 }
 FIGURES = {"n", "median", "p99", "best"}
