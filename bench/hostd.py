@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.measure import Case, Report, Stats, collect, stats
-from bench.rig import Host, Recording, raw_sockets, world
+from bench.rig import NOBODY, Host, Recording, raw_sockets, world
 from hostd.dataplane.host import boot_id
 from hostd.journal import Journal
 from hostd.memory import Memory
@@ -74,7 +74,7 @@ class Site:
         self._remember()
         self.config = directory / "hostd.toml"
         self.config.write_text(
-            f'host = "h1"\ndispatcher = "tcp://127.0.0.1:9"\ndispatcher_key = "{"x" * 40}"\n'
+            f'host = "h1"\ndispatcher = "tcp://127.0.0.1:{NOBODY}"\ndispatcher_key = "{"x" * 40}"\n'
             f'libvirt = ["test:///default"]\nstate_dir = "{self.state}"\nrun_dir = "{self.run}"\n'
         )
         self.bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -148,6 +148,8 @@ def _puts(given: World) -> list[Put]:
     return [
         *(Put(Kind.POLICY, name, policy) for name, policy in given.policies.items()),
         *(Put(Kind.SET, name, value) for name, value in given.sets.items()),
+        *(Put(Kind.TIER, name, tier) for name, tier in given.tiers.items()),
+        *(Put(Kind.STAGED, name, policy) for name, policy in given.staged.items()),
     ]
 
 

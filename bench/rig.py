@@ -34,6 +34,8 @@ _TAP_NO_PI = 0x1002
 _libc = ctypes.CDLL(None, use_errno=True)
 ROLES = ("web", "app", "db")
 BOTH = (Direction.INGRESS, Direction.EGRESS)
+NOBODY = 9  # the dispatcher's port, where a benchmark needs none
+GUARD = Guard(dispatcher_port=NOBODY)
 
 
 def _checked(result: int) -> None:
@@ -127,7 +129,7 @@ class Host:
 
     def __init__(self, present: int, given: World | None = None) -> None:
         self.namespace = Namespace()
-        self.kernel = Kernel(Guard(), owned=False)
+        self.kernel = Kernel(GUARD, owned=False)
         self.kernel.rtnl.set_up(1)
         _uplink()
         uplink.switch_on([], uplink.Forwarding(False, False))
