@@ -60,9 +60,9 @@ class Daemon:
         knows = bool(self.memory.replica.epoch)
         limits = Limits(config.group_base, prune=knows, scanned=False)
         self.settler = Settler(kernel, calc, limits, config.guard_prefixes)
-        self.settler.owes = self.memory.owes
+        self.settler.owes, self.settler.dispatcher_port = self.memory.owes, kernel.guard.dispatcher_port
         if self.memory.owed:  # hostd was killed between a change and the end of the flows that it forbids
-            self.settler.force.owed.update(calc.desired.taps)
+            self.settler.force.owe_all(calc.desired.taps)
         self.machine.prepare()
         self.settler.resync()
         self.feed = self._feed()

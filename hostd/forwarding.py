@@ -30,6 +30,13 @@ class Route(NamedTuple):
     onlink: bool = False  # `via` is on the link although no route says so (a prefix behind a guest)
 
 
+class Way(NamedTuple):
+    """To an address, from this host: it is its own, or is sent to through this interface ("": it is not)."""
+
+    local: bool
+    interface: str
+
+
 class Neighbour(NamedTuple):
     """A permanent entry of ours."""
 

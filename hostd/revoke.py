@@ -12,10 +12,11 @@ from slash32.verdict import Packet
 
 from .desired import Admitted, ClassChains, Dirty, Member
 from .plan import AddMembers, AddSet, DelMembers, DelSet, FlushSet, Grow, Plan, Scope
-from .ruleset import Goto, InSet, Jump, Rule, Verdict
+from .ruleset import HOST_CHAINS, Goto, InSet, Jump, Rule, Verdict
 
 EGRESS, INGRESS = 0, 1  # places in ClassChains
-Side = tuple[int, int]  # a tap's ifindex, EGRESS or INGRESS
+HOST = -1  # in place of a tap's ifindex: the host itself
+Side = tuple[int, int]  # a tap's ifindex, EGRESS or INGRESS; or HOST, place in HOST_CHAINS
 Difference = tuple[Collection[Member], Collection[Member]]  # what came, what went
 
 _BY_ADDING, _BY_REMOVING = 1, 2  # a member may take a permission away
@@ -71,8 +72,13 @@ class InForce:
         if touched:
             _mark_touched(scope, change, touched, blurred)
         for ifindex in self.owed:
-            change.sides.update({(ifindex, EGRESS): False, (ifindex, INGRESS): False})
+            places = range(len(HOST_CHAINS)) if ifindex == HOST else (EGRESS, INGRESS)
+            change.sides.update({(ifindex, place): False for place in places})
         return change
+
+    def owe_all(self, taps: Iterable[int]) -> None:
+        """Nobody knows what was in force: all flows are judged with the next change."""
+        self.owed.update(taps, (HOST,))
 
     def _chains_that_change(
         self, scope: Scope, change: Change, fingerprints: Callable[[tuple[Rule, ...]], tuple[str, ...]]
@@ -82,11 +88,13 @@ class InForce:
         unsure: set[str] = set()
         for name in scope.dirty.chains:
             have, before = actual.chains.get(name), self.chains.get(name)
+            if name in HOST_CHAINS and not have:
+                have, before = (), ()  # is always there, and decides nothing
             if have is not None and have == scope.fingerprints.get(name):
                 self.put(name, scope.desired.chains[name])
             elif have is None:
                 self.drop(name)
-            elif before is None or (looked and fingerprints(before) != have):
+            elif before is None or (looked and before and fingerprints(before) != have):
                 unsure.add(name)
                 self.drop(name)
             else:
@@ -228,6 +236,9 @@ def _mark_moving(scope: Scope, change: Change, blurred: set[str]) -> None:
 
 
 def _mark_touched(scope: Scope, change: Change, touched: set[str], blurred: set[str]) -> None:
+    for place, name in enumerate(HOST_CHAINS):
+        if name in touched:
+            change.sides[HOST, place] = name not in blurred
     hit = {group: chains for group, chains in scope.actual.classes.items() if not touched.isdisjoint(chains)}
     if not hit:
         return

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from slash32.errors import Slash32Error
-from slash32.net import Prefix
+from slash32.net import Address, Prefix
 from slash32.wire import Failure
 
 from .calc import Calculation
 from .desired import Actual, Dirty, Member
-from .forwarding import Link, Neighbour, Route
+from .forwarding import Link, Neighbour, Route, Way
+from .names import policy_chain
 from .plan import Limits, Plan, Scope, everything, plan, same_way
-from .revoke import Change, Flow, InForce
-from .ruleset import GROUP_MASK, Rule
+from .revoke import HOST, Change, Flow, InForce
+from .ruleset import GROUP_MASK, HOST_CHAINS, Rule
 from .state import Carrier
-from .trial import Trial
+from .trial import Surroundings, Trial
 
 _GUARD, _FLOWS = "guard", "flows"
 RETRY = 2.0  # seconds until what the kernel refused is tried again
@@ -42,6 +43,7 @@ class Kernel(Protocol):
     def link(self, name_or_index: str | int) -> Link | None: ...
     def routes(self) -> set[Route]: ...
     def tap_sysctls_hold(self, name: str) -> bool: ...
+    def way_to(self, address: Address) -> Way: ...
     def end_condemned(self, near: Collection[Member], condemned: Callable[[Flow], bool]) -> int: ...
 
 
@@ -70,6 +72,7 @@ class Settler:
     contested: set[Prefix] = field(default_factory=set)  # taken from us and taken back, lately
     down: set[int] = field(default_factory=set)  # links that were seen down, by ifindex
     force: InForce = field(default_factory=InForce)
+    dispatcher_port: int = 0  # what no host endpoint closes
     owes: Callable[[bool], None] = lambda _: None  # told before flows may have to be ended, and when they are
 
     def settle(self, dirty: Dirty) -> list[Failure]:
@@ -98,13 +101,16 @@ class Settler:
     def _end_revoked(self, change: Change) -> None:
         """Flows that are no longer allowed end before anybody hears that the change is in force. What cannot be ended
         is owed: all flows of these taps are judged anew with each retry."""
-        trial = Trial(change, self.force, self.actual)
+        keeping = (p for p in self.calc.world.policies.values() if p.keep_established)
+        chains = frozenset(policy_chain(p.name, way) for p in keeping for way in p.types)
+        around = Surroundings(self.kernel.way_to, chains, self.dispatcher_port)
+        trial = Trial(change, self.force, self.actual, around)
         taps = {ifindex for ifindex, _ in change.sides}
         try:
             self.counters.ended += self.kernel.end_condemned(trial.near(), trial.condemned)
         except OSError as error:
             self.force.owed |= taps
-            self._note(Refused(_FLOWS, f"those no longer allowed go on: {error}", Dirty(taps=taps)))
+            self._note(Refused(_FLOWS, f"those no longer allowed go on: {error}", _scope(taps)))
         else:
             self.force.owed -= taps
             self.force.keep(trial.kept)
@@ -314,3 +320,8 @@ class Settler:
             )
 
         self.refused = {n: r for n, r in self.refused.items() if n == _GUARD or not within(r.scope)}
+
+
+def _scope(judged: set[int]) -> Dirty:
+    """What to plan again, so that the flows of these taps, or of the host, are judged again."""
+    return Dirty(taps=judged - {HOST}, chains={*HOST_CHAINS} if HOST in judged else set())

@@ -2,66 +2,101 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from slash32.net import Address, Prefix
 
 from .desired import Actual, ClassChains, Member
+from .ends import End, Ends
+from .forwarding import Way
 from .judge import Judgement, View, judge, within
-from .revoke import EGRESS, INGRESS, Change, Flow, InForce, Side
-from .ruleset import Goto, Jump
+from .revoke import HOST, Change, Flow, InForce, Side
+from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, Goto, Jump, Rule, Verdict
+
+_EVERYTHING: tuple[Member, ...] = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
+_ASKED_BESIDES = {GUEST_EGRESS: (Rule((), Verdict.ACCEPT),)}  # the guest's class is an end of its own
+
+
+class Surroundings(NamedTuple):
+    way_to: Callable[[Address], Way]
+    keeping: frozenset[str]  # chains of policies that keep what they allowed
+    dispatcher_port: int
 
 
 class Trial:
     """Of the flows of taps from which a change took something. Made when it is in force."""
 
-    def __init__(self, change: Change, force: InForce, actual: Actual) -> None:
+    def __init__(self, change: Change, force: InForce, actual: Actual, around: Surroundings) -> None:
         self._change, self._force, self._actual = change, force, actual
         self.kept: set[bytes] = set()
-        self._after = View(force.chains, _asking(lambda name: force.members.get(name, ())))
-        self._before = View({**force.chains, **change.chains}, _asking(self._members_before))
-        self._owners = _Owners(actual)
-        self._keeping: dict[str, bool] = {}
+        after = {**force.chains, **_ASKED_BESIDES}
+        self._after = View(after, _asking(lambda name: force.members.get(name, ())))
+        self._before = View({**after, **change.chains}, _asking(self._members_before))
+        self._ends = Ends(actual, around.way_to, around.dispatcher_port)
+        self._keeping = dict.fromkeys(around.keeping, True)
+        self._of_host = any(ifindex == HOST for ifindex, _ in change.sides)
+        self._guests_may = bool(force.chains.get(HOST_GUESTS) or change.chains.get(HOST_GUESTS))
 
     def near(self) -> set[Member]:
         """Other flows than those from or to these need not be looked at."""
         if self._change.near is not None:
             return set(self._change.near)
+        if self._of_host:
+            return set(_EVERYTHING)
         taps = [self._actual.taps[i] for i in {i for i, _ in self._change.sides} if i in self._actual.taps]
         return {owned for tap in taps for owned in tap.addresses | tap.prefixes}
 
     def condemned(self, flow: Flow) -> bool:
         """Some end's rules allowed it before and do not now, and no policy keeps it there."""
-        packet = flow.packet
-        sides = [(i, EGRESS) for i in self._owners.senders(packet.source)]
-        sides += [(i, INGRESS) for i in self._owners.receivers(packet.destination)]
-        kept = False
-        for side in sides:
-            if side in self._change.sides:
-                lost = self._lost(flow, side)
-                if lost is not None and not self._is_kept(flow, side, lost):
-                    return True
-                kept |= lost is not None
+        packet, kept = flow.packet, False
+        ends = [End(side) for side in self._ends.of_guests(packet) if side in self._change.sides]
+        if self._of_host:
+            ends += [end for end in self._ends.of_host(packet) if end.side in self._change.sides]
+        for end in ends:
+            lost = self._lost(flow, end)
+            if lost is None or self._never_asked(flow, end.side):
+                continue
+            if not self._is_kept(flow, end.side, lost):
+                return True
+            kept = True
         if kept:
             self.kept.add(flow.name)
         return False
 
-    def _lost(self, flow: Flow, side: Side) -> Judgement | None:
+    def _never_asked(self, flow: Flow, side: Side) -> bool:
+        return side[0] != HOST and self._ends.never_asked(flow.packet, side, self._guests_may)
+
+    def _lost(self, flow: Flow, end: End) -> Judgement | None:
         """By what it was allowed before, if it was and is not now; an empty judgement where one cannot know."""
-        ifindex, way = side
-        chains = self._class(ifindex)
-        if chains is None or judge(self._after, chains[way], flow.packet).accept:
+        chain = self._chain(end.side)
+        if chain is None:
             return None  # of no class: it is closed, whatever flows
-        if not self._change.sides[side]:
+        now = judge(self._after, chain, flow.packet, end.ways).accept
+        if now or (now is None and end.open):
+            return None
+        if not self._change.sides[end.side]:
             return Judgement(None)
-        before = judge(self._before, self._change.classes[ifindex][way], flow.packet)
-        return before if before.accept else None
+        before = judge(self._before, self._chain_before(end.side), flow.packet, end.ways)
+        return before if before.accept or (before.accept is None and end.open) else None
 
     def _is_kept(self, flow: Flow, side: Side, before: Judgement) -> bool:
         """By the rule that allowed it, or its policy as it is now; where that is unknown, by any that applies now."""
-        if before.accept:
-            return before.keep or any(rule.keep for rule in self._force.chains.get(before.chain, ()))
-        chains = self._class(side[0])
-        return flow.name in self._force.kept or (chains is not None and self._keeps(chains[side[1]]))
+        if self._change.sides[side]:
+            rules = self._force.chains.get(before.chain, ())
+            return before.keep or before.chain in self._keeping or any(rule.keep for rule in rules)
+        chain = self._chain(side)
+        return flow.name in self._force.kept or (chain is not None and self._keeps(chain))
+
+    def _chain(self, side: Side) -> str | None:
+        ifindex, way = side
+        if ifindex == HOST:
+            return HOST_CHAINS[way]
+        chains = self._class(ifindex)
+        return chains[way] if chains is not None else None
+
+    def _chain_before(self, side: Side) -> str:
+        ifindex, way = side
+        return HOST_CHAINS[way] if ifindex == HOST else self._change.classes[ifindex][way]
 
     def _keeps(self, chain: str) -> bool:
         known = self._keeping.get(chain)
@@ -102,37 +137,3 @@ def _test(members: Collection[Member]) -> Callable[[Address], bool]:
     if isinstance(next(iter(members), None), Prefix):
         return within(member for member in members if isinstance(member, Prefix))
     return frozenset(members).__contains__ if isinstance(members, list | tuple) else members.__contains__
-
-
-class _Owners:
-    """Which taps an address is behind. What comes to it goes where its route goes; what comes from it may come from any
-    tap that has it, of a shared one."""
-
-    def __init__(self, actual: Actual) -> None:
-        self._routes = actual.routes
-        self._single: dict[Address, list[int]] = {}
-        self._behind: dict[tuple[int, int], dict[int, list[int]]] = {}  # (width, length) -> network -> taps
-        for ifindex, tap in actual.taps.items():
-            for address in tap.addresses:
-                self._single.setdefault(address, []).append(ifindex)
-            for network, length in tap.prefixes:
-                width = len(network)
-                networks = self._behind.setdefault((width, length), {})
-                networks.setdefault(int.from_bytes(network, "big") >> 8 * width - length, []).append(ifindex)
-        self._lengths = sorted(self._behind, key=lambda key: -key[1])
-
-    def senders(self, address: Address) -> list[int]:
-        return self._single.get(address) or self._those_before(address)
-
-    def receivers(self, address: Address) -> list[int]:
-        route = self._routes.get(Prefix(address, 8 * len(address)))
-        return [route.oif] if route is not None else self.senders(address)
-
-    def _those_before(self, address: Address) -> list[int]:
-        number = int.from_bytes(address, "big")
-        for width, length in self._lengths:
-            if width == len(address):
-                found = self._behind[width, length].get(number >> 8 * width - length)
-                if found is not None:
-                    return found
-        return []

@@ -26,12 +26,13 @@ from hostd.forwarding import (
     SetGroup,
     Take,
     TapAddress,
+    Way,
 )
 from hostd.judge import within
 from hostd.plan import Admit, PutSysctls
 from hostd.revoke import Flow
 from hostd.ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, InSet, Rule, SetKind, SetSpec
-from slash32.net import Prefix, host_prefix
+from slash32.net import Address, Prefix, host_prefix
 
 
 class Killed(Exception):
@@ -75,6 +76,7 @@ class Model:
     foreign_routes: set[Prefix] = field(default_factory=set)  # in the place that a route of ours would take
     refuses: Callable[[str, object], bool] = lambda _what, _item: False
     watch: Callable[[Model], None] = lambda _: None  # after each change that packets could see
+    own: set[Address] = field(default_factory=set)  # the host's
     tracked: set[Flow] = field(default_factory=set)
     begun: set[Flow] = field(default_factory=set)  # for tests: what was tracked before
     walks: int = 0  # through what is tracked
@@ -321,6 +323,9 @@ class FakeKernel(Kernel):
         self.rtnl = FakeRtnl(model)  # type: ignore[assignment]
         self.flows = FakeFlows(model)  # type: ignore[assignment]
         self.ipv6 = True
+
+    def way_to(self, address: Address) -> Way:
+        return Way(address in self.model.own, "" if address in self.model.own else "up0")
 
     def tap_sysctls_hold(self, name: str) -> bool:
         return name in self.model.sysctls or self.rtnl.link(name) is None

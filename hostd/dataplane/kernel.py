@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from slash32.net import Address, Prefix
 
 from ..desired import Actual, Admitted, ClassChains, Dirty
-from ..forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress
+from ..forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress, Way
 from ..plan import (
     AddMembers,
     AddSet,
@@ -72,6 +72,9 @@ class Kernel:
 
     def routes(self) -> set[Route]:
         return self.rtnl.routes()
+
+    def way_to(self, address: Address) -> Way:
+        return self.rtnl.way_to(address)
 
     def fingerprints(self, rules: tuple[Rule, ...]) -> tuple[str, ...]:
         return self.table.fingerprints(rules)

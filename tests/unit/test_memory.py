@@ -288,3 +288,22 @@ def test_an_unknown_record_is_dropped_and_said(tmp_path: Path, caplog: pytest.Lo
     assert caplog.text.count("a record was dropped") == 3
 
 
+def test_flows_that_are_owed_are_remembered_until_they_are_ended(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    memory = Remembering(path).memory
+
+    def again() -> bool:
+        found = Memory(Journal(path), BOOT)
+        found.recall()
+        return found.owed
+
+    assert not again()
+    memory.owes(True)
+    assert again()
+    size = path.stat().st_size
+    memory.owes(True)
+    assert path.stat().st_size == size, "once is enough"
+    memory._rebase()
+    assert again()
+    memory.owes(False)
+    assert not again()

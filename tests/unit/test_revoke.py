@@ -20,10 +20,24 @@ from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
 from slash32.net import Address, Prefix, host_prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet, Kind, ObjectKey, Value
-from slash32.policy import Action, Direction, Peer, Policy, PortRange, Profile, Rule
+from slash32.policy import Action, Direction, HostEndpoint, Peer, Policy, PortRange, Profile, Rule
 from slash32.verdict import Packet
 from tests.fake_kernel import FakeKernel, Model
-from tests.scenes import ADDRESSES4, ADDRESSES6, FULL, PREFIXES, TAPS, Commit, Run, Scene, Settle, Step, key, lives
+from tests.scenes import (
+    ADDRESSES4,
+    ADDRESSES6,
+    FULL,
+    HERE,
+    PREFIXES,
+    TAPS,
+    Commit,
+    Run,
+    Scene,
+    Settle,
+    Step,
+    key,
+    lives,
+)
 
 BASE = Guard().group_base
 WEB, DB, OTHER, FAR = map(parse_address, ("10.65.0.1", "10.65.0.2", "10.65.0.3", "10.99.0.1"))
@@ -263,6 +277,65 @@ def test_what_is_kept_is_kept_also_where_one_cannot_know_what_was_before(host: H
     assert host.model.tracked == set(ALL) - {SIX}
 
 
+def test_also_one_that_allows_nothing_any_more(host: Host) -> None:
+    host.track(*ALL)
+    host.put(policy("web", 'role == "web"', (), (DENY,), keep=True))
+    assert host.model.tracked == set(ALL)
+
+
+# -- host endpoints ---------------------------------------------------------------------------------------------------
+
+SELF, ELSEWHERE = parse_address("192.0.2.254"), parse_address("192.0.2.9")
+IN, OUT, THROUGH = flow(FAR, SELF, 8080), flow(SELF, FAR, 8080), flow(FAR, ELSEWHERE, 8080)
+FROM_GUEST, TO_GUEST = flow(WEB, SELF, 8080), flow(SELF, WEB, 8080)
+SSH, DISPATCHER, LEASE = flow(FAR, SELF, 22), flow(SELF, FAR, 7432), flow(DB, SELF, 67, 68, 17)
+OF_HOST = {IN, OUT, THROUGH, FROM_GUEST, TO_GUEST, SSH, DISPATCHER, LEASE, *ALL}
+
+
+def endpoint(interface: str) -> dict[ObjectKey, Value | None]:
+    return {ObjectKey(Kind.HOSTENDPOINT, "up"): HostEndpoint("up", HERE, interface, {"host": "yes"}, (), ("open",))}
+
+
+def of_host(*rules: Rule, forward: bool = False, way: Direction | None = None) -> dict[ObjectKey, Value | None]:
+    ways = (way,) if way else BOTH
+    some = {way: rules if way in ways else () for way in BOTH}
+    made = Policy("h", "has(host)", ways, 1.0, some[BOTH[0]], some[BOTH[1]], apply_on_forward=forward)
+    return {ObjectKey(Kind.POLICY, "h"): made}
+
+
+WEB_OPEN = {ObjectKey(Kind.POLICY, "web"): policy("web", 'role == "web"', (), (ALLOW,))}
+WEB_CLOSED = {ObjectKey(Kind.POLICY, "web"): policy("web", 'role == "web"', (), (TO_DB,))}
+LESS_OPEN = {ObjectKey(Kind.PROFILE, "open"): Profile("open", (ALLOW,), ())}
+NOT_8080 = replace(DENY, protocol=6, destination=Peer(ports=(PortRange(8080, 8080),)))
+CLOSES = {
+    "the first one": ("", endpoint("up0") | of_host(DENY, way=BOTH[0]), {IN}),
+    "coming in": ("up0", of_host(DENY, way=BOTH[0]), {IN}),
+    "going out": ("up0", of_host(DENY, way=BOTH[1]), {OUT}),
+    "by another interface": ("up1", of_host(DENY), set()),
+    "through it": ("up0", of_host(NOT_8080, forward=True), {IN, OUT, THROUGH}),
+    "by all interfaces": ("*", of_host(NOT_8080), {IN, OUT, FROM_GUEST, TO_GUEST}),
+    "its profile": ("*", LESS_OPEN, {OUT, TO_GUEST, BACK, STRANGER}),
+    "none for guests any more": ("*", endpoint("up0"), {FROM_GUEST}),
+    "a guest's policy": ("*", WEB_CLOSED, {FROM_GUEST}),
+    "a guest that may not speak to it anyhow": ("up0", WEB_CLOSED, set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLOSES)
+def test_what_host_endpoints_close_ends_but_for_what_they_never_close(host: Host, case: str) -> None:
+    before, change, ended = CLOSES[case]
+    host.model.own, host.settler.dispatcher_port = {SELF}, 7432
+    host.take(dict(WEB_OPEN))
+    if before:
+        host.take(endpoint(before))
+    host.track(*OF_HOST)
+    host.take(change)
+    assert host.model.tracked == OF_HOST - ended
+    host.model.walks = 0
+    host.start()
+    assert host.model.walks == 0 and host.model.tracked == OF_HOST - ended
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +374,7 @@ def test_killed_before_they_are_ended(host: Host) -> None:
     host.settle()
     host.model.refuses = lambda *_: False
     settler = Settler(FakeKernel(host.model), host.scene.calc, Limits(BASE), ("vnet",), owes=host.owed.append)
-    settler.force.owed.update(host.scene.calc.desired.taps)
+    settler.force.owe_all(host.scene.calc.desired.taps)
     writes = host.model.writes
     assert settler.resync() == []
     assert host.model.writes == writes and host.model.tracked == {BACK, STRANGER} and host.owed[-1] is False

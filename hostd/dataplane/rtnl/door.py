@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from slash32.net import Prefix, format_address
+from slash32.net import Address, Prefix, format_address
 
 from ...forwarding import (
     Add,
@@ -22,6 +22,7 @@ from ...forwarding import (
     SetGroup,
     Take,
     TapAddress,
+    Way,
 )
 from .. import netlink
 from ..netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefused, NetlinkSocket
@@ -29,6 +30,7 @@ from . import links, neighbours, routes
 
 _BATCH = 2048  # messages per send: bounds the answers that wait in the receive buffer
 _GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO})
+_NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAGAIN})
 _NOTHING: frozenset[int] = frozenset()
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp", 186: "bgp"}
 
@@ -93,6 +95,17 @@ class Rtnl:
             for message in answer:
                 found.update(routes.Entry(message.body).ours())
         return found
+
+    def way_to(self, address: Address) -> Way:
+        """Raises KernelRefused for what is no matter of there being a way."""
+        try:
+            answer = self._socket.ask(routes.RTM_GETROUTE, routes.way_body(address))
+        except KernelRefused as refused:
+            if refused.errno in _NO_WAY:
+                return Way(False, "")
+            raise
+        entry = routes.Entry(answer[0].body)
+        return Way(entry.is_local, self.name(entry.oif) or "")
 
     def neighbours(self) -> set[Neighbour]:
         """Ours, v4 and v6."""

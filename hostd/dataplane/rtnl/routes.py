@@ -27,6 +27,7 @@ TABLE_MAIN = 254
 METRIC = {AF_INET: 0, AF_INET6: 1}
 
 _UNICAST = 1
+_LOCAL = 2  # the type of routes to the host's own addresses
 _SCOPE_UNIVERSE = 0
 _SCOPE_LINK = 253
 _SCOPE_ANY = 255
@@ -95,6 +96,12 @@ def match_body(address: Address) -> bytes:
     return _HEADER.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, _FIB_MATCH) + attr(_RTA_DST, address)
 
 
+def way_body(address: Address) -> bytes:
+    """Asks for the way that a packet to it would take."""
+    family = AF_INET if len(address) == 4 else AF_INET6
+    return _HEADER.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0) + attr(_RTA_DST, address)
+
+
 def _number(data: bytes | None) -> int:
     return int.from_bytes(data or b"", sys.byteorder)
 
@@ -114,6 +121,10 @@ class Entry:
     def prefix(self) -> Prefix:
         width = 4 if self.family == AF_INET else 16
         return Prefix(self._found.get(_RTA_DST, bytes(width)), self._length)
+
+    @property
+    def is_local(self) -> bool:
+        return bool(self.type == _LOCAL)
 
     @property
     def competes(self) -> bool:
