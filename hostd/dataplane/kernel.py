@@ -220,10 +220,10 @@ class Kernel:
         refused: list[Refused] = []
         pending = list(ops)
         while pending:
-            transaction = self.table.transaction()
-            for number, op in enumerate(pending):
-                _write(transaction, op, number)
             try:
+                transaction = self.table.transaction()
+                for number, op in enumerate(pending):
+                    _write(transaction, op, number)
                 transaction.commit()
             except TransactionRefused as refusal:
                 if not isinstance(refusal.label, int):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import filters
 import pytest
 from netns import Namespace
 
@@ -34,3 +35,11 @@ def peer() -> Iterator[Namespace]:
         yield namespace
     finally:
         namespace.close()
+
+
+@pytest.fixture(params=filters.KINDS)
+def packet_filter(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test runs once for each of the two; what filters.py makes is of this kind meanwhile."""
+    filters.chosen = request.param
+    yield request.param
+    filters.chosen = filters.NFTABLES

@@ -7,10 +7,11 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+import filters
 from frames import Frame, same_packet
 from netns import Namespace, eventually, run
 
-from hostd.dataplane.nft import Admission, NftTable
+from hostd.dataplane.nft import Admission
 from hostd.ruleset import Guard, Rule, Verdict
 from slash32.net import Address, parse_address, parse_prefix
 
@@ -96,7 +97,7 @@ class Rig:
         for port in self._sentinel:
             run("ip", "link", "set", port.name, "master", "way")
         run("ip", "route", "add", "198.51.100.0/24", "dev", "up0", "via", "203.0.113.2", "onlink")
-        self.table = NftTable(guard or Guard())
+        self.table = filters.make(guard)
         self.table.load()
         self._policy()
 
@@ -117,11 +118,13 @@ class Rig:
 
     def _policy(self) -> None:
         change = self.table.transaction()
-        change.put_chain("say-all", [ACCEPT], 0)
-        change.put_chain("say-none", [], 0)
-        change.put_class(OPEN, "say-all", "say-all", 0)
-        change.put_class(SILENT, "say-none", "say-all", 0)
-        change.put_class(DEAF, "say-all", "say-none", 0)
+        out, into = ("say", "say") if filters.chosen == filters.NFTABLES else ("from", "to")  # iptables asks which way
+        for way in {out, into}:
+            change.put_chain(f"{way}-all", [ACCEPT], 0)
+            change.put_chain(f"{way}-none", [], 0)
+        change.put_class(OPEN, f"{out}-all", f"{into}-all", 0)
+        change.put_class(SILENT, f"{out}-none", f"{into}-all", 0)
+        change.put_class(DEAF, f"{out}-all", f"{into}-none", 0)
         for port in (self.alice, self.bob, self.carol):
             change.admit(port.admission, port.name)
         change.commit()

@@ -29,6 +29,7 @@ from hostd.ruleset import (
 
 ACCEPT, DROP = Rule((), Verdict.ACCEPT), Rule((), Verdict.DROP)
 ASKED = Rule((), Jump(GUEST_EGRESS))
+pytestmark = pytest.mark.usefixtures("packet_filter")
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+import filters
 import pytest
+from filters import IPTABLES, NFTABLES, open_up
 from frames import ACK, BROADCAST, SYN, SYN_ACK, Frame, arp, solicitation
 from netns import Namespace, run
 from nft_rig import BASE, DEAF, HOST4, HOST6, OPEN, SILENT, Port, Rig, mac, receives
 
-from hostd.dataplane.nft import NftTable
 from hostd.ruleset import Guard
 
 LINK_LOCAL = "fe80::5054:ff:fe00:1"
+pytestmark = pytest.mark.usefixtures("packet_filter")
 
 
 @pytest.fixture
@@ -21,11 +23,6 @@ def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
     made = Rig(peer)
     yield made
     made.close()
-
-
-def open_up() -> None:
-    """What a third party may do on an old kernel, and here the positive control."""
-    run("nft", "flush", "ruleset")
 
 
 def handshake(rig: Rig, sender: Port, receiver: Port, ports: tuple[int, int] = (40000, 80)) -> bool:
@@ -104,6 +101,7 @@ def test_tcp_begins_with_syn(rig: Rig) -> None:
 
 
 def test_a_deleted_tap_leaves_nothing_to_the_next_of_its_name(rig: Rig) -> None:
+    filters.only(NFTABLES, "ipset knows taps by name: the group gates them, and hostd expels with the link")
     rig.alice.wire.close()
     run("ip", "link", "del", "vnet1")
     again = rig.guest(1)
@@ -135,6 +133,7 @@ def test_flow_survives_load_and_a_flush_is_healed(rig: Rig) -> None:
 
 # ---- spoofing ---------------------------------------------------------------------------------------------------
 
+NO_MAC = "no set of ipset that every kernel has knows MACs; a guest's reaches nobody"
 SPOOFS = {
     "another guest's v4": {"source": "10.65.0.3"},
     "nobody's v4": {"source": "10.65.0.77"},
@@ -153,6 +152,8 @@ SPOOFS = {
 @pytest.mark.parametrize("spoof", SPOOFS)
 def test_spoofed_source_is_dropped(rig: Rig, spoof: str) -> None:
     frame = rig.alice.to(rig.bob).but(**SPOOFS[spoof]).udp(1000, 2000)
+    if spoof in ("another MAC", "its prefix, another MAC", "v6 with another MAC"):
+        filters.only(NFTABLES, NO_MAC)
     assert not rig.crosses(rig.alice, frame, rig.bob)
     open_up()
     if spoof == "the host's v4":
@@ -218,7 +219,7 @@ def test_connections_are_limited_per_guest(netns: Namespace, peer: Namespace) ->
     assert passed == [True] * 9 + [False] * 11
     assert more(rig, rig.alice, rig.bob), "an established flow goes on"
     assert rig.crosses(rig.carol, rig.carol.to(rig.bob).udp(1000, 2000), rig.bob), "another guest has its own"
-    run("nft", "-c", "-f", "-", stdin=run("nft", "list", "ruleset"))
+    filters.still_loads()
     rig.close()
 
 
@@ -274,7 +275,9 @@ def test_dhcp_requests_reach_the_host(rig: Rig) -> None:
     discover = Frame(rig.alice.mac, BROADCAST, "0.0.0.0", "255.255.255.255")
     assert receives(rig, rig.alice, discover.udp(68, 67), 67)
     assert receives(rig, rig.alice, rig.alice.to(HOST4).udp(68, 67), 67)
-    bad = [discover.but(mac=mac(77)).udp(68, 67), rig.alice.to(HOST4).but(source="10.65.0.3").udp(68, 67)]
+    bad = [rig.alice.to(HOST4).but(source="10.65.0.3").udp(68, 67)]
+    if filters.chosen == NFTABLES:
+        bad.append(discover.but(mac=mac(77)).udp(68, 67))
     assert not any(receives(rig, rig.alice, frame, 67) for frame in bad)
     assert not receives(rig, rig.alice, discover.udp(69, 67), 67)
     open_up()
@@ -285,7 +288,7 @@ def test_dhcp6_requests_reach_the_host(rig: Rig) -> None:
     servers = "ff02::1:2"
     ask = Frame(rig.alice.mac, bytes.fromhex("333300010002"), LINK_LOCAL, servers)
     assert receives(rig, rig.alice, ask.udp(546, 547), 547, servers)
-    bad = ask.but(mac=mac(77)).udp(546, 547)
+    bad = ask.but(mac=mac(77) if filters.chosen == NFTABLES else rig.alice.mac, source="2001:db8::77").udp(546, 547)
     assert not receives(rig, rig.alice, bad, 547, servers)
     open_up()
     assert receives(rig, rig.alice, bad, 547, servers)
@@ -298,13 +301,16 @@ def test_neighbour_discovery(rig: Rig) -> None:
     assert rig.answer(rig.alice, good.icmp(135, 0, ask))
     assert rig.answer(rig.alice, good.but(source=rig.alice.v6).icmp(135, 0, ask))
     assert rig.answer(rig.alice, good.but(source="::").icmp(135, 0, ask))
-    bad = [good.but(mac=mac(77)).icmp(135, 0, ask), good.but(source=rig.carol.v6).icmp(135, 0, ask)]
+    bad = [good.but(source=rig.carol.v6).icmp(135, 0, ask)]
+    if filters.chosen == NFTABLES:
+        bad.insert(0, good.but(mac=mac(77)).icmp(135, 0, ask))
     for frame in bad:
         assert not rig.answer(rig.alice, frame)
     rig.group(rig.alice, 0)
     assert not rig.answer(rig.alice, good.icmp(135, 0, ask))
     open_up()
-    assert rig.answer(rig.alice, bad[0])
+    if filters.chosen == NFTABLES:
+        assert rig.answer(rig.alice, bad[0])
     assert rig.answer(rig.alice, good.icmp(135, 0, ask))
 
 
@@ -346,6 +352,7 @@ def test_host_says_nothing_to_an_unknown_tap(rig: Rig) -> None:
 
 
 def test_arp_is_answered_to_the_guests_own_address_only(rig: Rig) -> None:
+    filters.only(NFTABLES, "no arptables: rp_filter answers for it, see test_iptables_packets.py")
     alice = rig.alice
     own = alice.mac, alice.v4
     assert rig.answer(alice, arp(alice.mac, 1, own, HOST4))
@@ -378,6 +385,8 @@ def _enslave(rig: Rig) -> bytes:
         run("ip", "route", "flush", "dev", name)
     run("ip", "address", "add", "10.65.0.100/24", "dev", "virbr0")
     run("ip", "neigh", "replace", rig.alice.v4, "lladdr", rig.alice.mac.hex(":"), "dev", "virbr0", "nud", "permanent")
+    if rig.table.changed():  # of a new bridge, too, where that is of interest
+        rig.table.load()
     return bytes.fromhex(run("ip", "-o", "link", "show", "virbr0").split("link/ether ")[1][:17].replace(":", ""))
 
 
@@ -403,11 +412,11 @@ def test_transit_between_foreign_interfaces(netns: Namespace, peer: Namespace, v
     for sender, receiver in ((rig.alice, rig.outside), (rig.outside, rig.alice), (rig.alice, rig.bob)):
         assert rig.crosses(sender, sender.to(receiver, version).udp(1, 2), receiver)
     for number, dropped in enumerate([(), (10 - version,)], 3):
-        router = NftTable(Guard(drop_transit=dropped))
+        router = filters.make(Guard(drop_transit=dropped))
         assert router.load()
         assert rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, number), inside), "a router stays one"
         router.close()
-    half = NftTable(Guard(drop_transit=(version,)))
+    half = filters.make(Guard(drop_transit=(version,)))
     assert half.load()
     assert not rig.crosses(rig.outside, rig.outside.to(inside, version).udp(1, 9), inside)
     half.close()
@@ -433,10 +442,11 @@ def test_an_exempt_interface_is_let_be(rig: Rig) -> None:
         change.exempt(rig.alice.ifindex, on, 0)
         change.commit()
 
-    assert free(1) == [False] * 4
+    arp_free = filters.chosen == IPTABLES  # has no say in ARP
+    assert free(1) == [False, False, arp_free, False]
     exempt(True)
     assert rig.table.read().exempt == {rig.alice.ifindex}
     assert free(2) == [True] * 4
     assert not rig.crosses(rig.alice, forged.but(target=rig.bob.v4).but(source="10.65.0.2").udp(1, 2), rig.carol)
     exempt(False)
-    assert free(3) == [False] * 4
+    assert free(3) == [False, False, arp_free, False]

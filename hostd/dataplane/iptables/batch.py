@@ -9,6 +9,7 @@ from slash32.net import Prefix
 
 from ...ruleset import Rule, SetKind, SetSpec
 from .ipset import Member
+from .names import BEHIND
 
 
 class Change(NamedTuple):
@@ -57,4 +58,8 @@ class Batch:
 
     @property
     def touches_tables(self) -> bool:
-        return bool(self.puts or self.gone or self.classes or self.exempt)
+        return bool(self.puts or self.gone or self.classes or self.exempt or self.moves_behind)
+
+    @property
+    def moves_behind(self) -> bool:
+        return any(grant.set in BEHIND.values() for grant in (*self.expel, *self.admit))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 _INFO, _ENTRIES = 64, 65
 _HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-_HEAD = {4: (88, 112, 83, 2), 6: (140, 168, 131, 4)}  # offsets of target_offset, of matches, of flags; goto's flag
+_HEAD = {4: (88, 112, 82, 2), 6: (140, 168, 131, 4)}  # offsets of target_offset, of matches, of flags; goto's flag
 _ATTEMPTS = 20
 _SO_IP_SET, _GET_BYINDEX = 83, 7
 _VERDICTS = {-1: "DROP", -2: "ACCEPT", -5: "RETURN"}

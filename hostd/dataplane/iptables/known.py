@@ -12,7 +12,7 @@ from . import classes, ipset
 from .entries import Entry, Table
 from .ipset import Header
 from .lines import MARK
-from .names import CONSTANT, abstract_set
+from .names import BEHIND, CONSTANT, abstract_set
 from .skeleton import (
     EXEMPT_FROM,
     EXEMPT_IN,
@@ -58,6 +58,10 @@ class Known:
             self.taps.pop(owner, None)
         if not left:
             self.pairs.pop(tap, None)
+
+    def behind(self) -> set[tuple[str, Prefix]]:
+        """(tap, prefix)"""
+        return {(tap, p) for tap, pairs in self.pairs.items() for name, p in pairs if name in BEHIND.values()}
 
     def senses(self, name: str) -> set[int]:
         return {sense for asked in self.asked.values() for sense in asked.get(name, ())}

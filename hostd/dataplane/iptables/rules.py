@@ -42,15 +42,16 @@ _Alternatives = Sequence[tuple[str, ...]]
 
 @lru_cache(maxsize=65536)
 def lines(rule: Rule, version: int) -> tuple[Line, ...]:
-    """None where the rule is about the other IP version, or nothing can match."""
+    """None of them where the rule is about the other IP version, or nothing can match."""
     if any(_version(m) not in (0, version) for m in rule.matches):
         return ()
-    head = _protocol(rule)
-    if head is None:
+    head, nets = _protocol(rule), _nets(rule)
+    if head is None or nets is None:
         return ()
-    parts: list[_Alternatives] = [[head]]
+    parts: list[_Alternatives] = [[head], *([_net(asked)] for asked in nets)]
     for match in sorted(rule.matches, key=_rank):
-        parts.append(_alternatives(match, version))
+        if not isinstance(match, InNets):
+            parts.append(_alternatives(match, version))
     act, comment = _act(rule), safe_comment(rule.comment)
     return tuple(Line(tuple(w for part in chosen for w in part), act, comment) for chosen in product(*parts))
 
@@ -62,11 +63,10 @@ def fingerprints(rules: Sequence[Rule], versions: Sequence[int] = (4, 6)) -> tup
 
 def constants(rule: Rule, version: int) -> Iterator[tuple[str, tuple[Prefix, ...]]]:
     """The sets of its own that a rule needs, and their members."""
-    for match in rule.matches:
-        if isinstance(match, InNets) and _version(match) == version:
-            nets = _merged(match)
-            if len(nets) > 1:
-                yield constant_set(nets), nets
+    if any(isinstance(m, InNets) for m in rule.matches) and lines(rule, version):
+        for asked in _nets(rule) or ():
+            if len(asked.nets) > 1:
+                yield constant_set(asked.nets), asked.nets
 
 
 def polarity(rule: Rule) -> Iterator[tuple[str, int]]:
@@ -137,11 +137,6 @@ def _alternatives(match: Match, version: int) -> _Alternatives:
             return _ports(side is Side.SRC, merge(ranges), negate)
         case InSet(side, name, _, negate):
             return [words.in_set(kernel_set(name), side.value, negate)]
-        case InNets(side, _, negate):
-            nets = _merged(match)
-            if len(nets) > 1:
-                return [words.in_set(constant_set(nets), side.value, negate)]
-            return [words.net(side is Side.SRC, nets[0], negate)]
         case IcmpIs(_, icmp, negate):
             return [words.icmp(version, icmp.type, icmp.code, negate)]
         case Interface(incoming, name):
@@ -149,12 +144,51 @@ def _alternatives(match: Match, version: int) -> _Alternatives:
     return [()]
 
 
-def _merged(match: InNets) -> tuple[Prefix, ...]:
-    if not match.nets or len({n.version for n in match.nets}) > 1:
-        raise ValueError("an InNets match holds prefixes of one family, at least one")
-    width = len(match.nets[0].network)
-    found = merge(prefix_interval(n) for n in match.nets)
-    return tuple(prefix for interval in found for prefix in prefixes_of(interval, width))
+def _nets(rule: Rule) -> list[InNets] | None:
+    """Of all that is said of a side's address, one match; None: nothing is left."""
+    found = []
+    for side in Side:
+        asked = [m for m in rule.matches if isinstance(m, InNets) and m.side is side]
+        if not asked:
+            continue
+        first = asked[0].nets[0]
+        top = 8 * len(first.network)
+        inside = [_intervals(m) for m in asked if not m.negate]
+        outside = merge(i for m in asked if m.negate for i in _intervals(m))
+        left = [(0, (1 << top) - 1)]
+        for some in inside:
+            left = _without(left, _without([(0, (1 << top) - 1)], some))
+        negate = not inside and len(outside) > 0
+        left = outside if negate else _without(left, outside)
+        if not left or (negate and left == [(0, (1 << top) - 1)]):
+            return None
+        nets = tuple(prefix for interval in left for prefix in prefixes_of(interval, top // 8))
+        found.append(InNets(side, nets, negate))
+    return found
+
+
+def _intervals(match: InNets) -> list[Interval]:
+    return merge(prefix_interval(n) for n in match.nets)
+
+
+def _without(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """Both sorted and disjoint."""
+    found = []
+    for first, last in some:
+        for start, end in others:
+            if start <= last and end >= first:
+                if start > first:
+                    found.append((first, start - 1))
+                first = max(first, end + 1)
+        if first <= last:
+            found.append((first, last))
+    return found
+
+
+def _net(asked: InNets) -> tuple[str, ...]:
+    if len(asked.nets) > 1:
+        return words.in_set(constant_set(asked.nets), asked.side.value, asked.negate)
+    return words.net(asked.side is Side.SRC, asked.nets[0], asked.negate)
 
 
 def _ports(source: bool, ranges: Sequence[Interval], negate: bool) -> _Alternatives:

@@ -26,6 +26,8 @@ from ...ruleset import (
     HOST_TO_GUESTS,
     Guard,
 )
+from . import about
+from .about import ABOUT, ABOUT_HOST, BEHIND_CHAINS
 from .lines import ACCEPT, DROP, ICMP, NOT_SYN, RETURN, Line, ct, goto, group, icmp, in_set, jump, named, net, udp
 from .names import BEHIND, SOURCE
 
@@ -39,14 +41,14 @@ FROM, TO = "s32-class-from", "s32-class-to"  # roots of the dispatch by class, f
 BRIDGES = "s32-bridges"  # filled with the names of this host's bridges
 GATE = "s32-gate"  # empty; a DROP for as long as a change is in several steps
 EXEMPT_IN, EXEMPT_FROM, EXEMPT_TO = "s32-exempt-in", "s32-exempt-from", "s32-exempt-to"  # filled with names of taps
-ABOUT = "s32-about"  # of errors about flows
 
 FILLED = {
     RAW: (EXEMPT_IN,),
     MANGLE: (FROM, *HOST_CHAINS),
-    SECURITY: (FROM, TO, BRIDGES, EXEMPT_IN, EXEMPT_FROM, EXEMPT_TO, *HOST_CHAINS),
+    SECURITY: (FROM, TO, BRIDGES, EXEMPT_IN, EXEMPT_FROM, EXEMPT_TO, *BEHIND_CHAINS, *HOST_CHAINS),
 }
 
+ABOUT_BEHIND, BEHIND_HOST = BEHIND_CHAINS
 _NOWHERE = {4: Prefix(bytes(4), 32), 6: Prefix(bytes(16), 128)}
 _LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
 _ASKS = ("--hashlimit-above", "20/second", "--hashlimit-burst", "100")
@@ -111,8 +113,8 @@ def _security(guard: Guard, version: int) -> Part:
         "s32-output": _output(guard, version),
         "s32-output-guest": _output_guest(version),
         "s32-asks": _asks(version),
-        ABOUT: _about(version, goto(ONTO)),
-        f"{ABOUT}-host": _about(version, ACCEPT),
+        ABOUT: _about(version, ABOUT_BEHIND, goto(ONTO)),
+        ABOUT_HOST: _about(version, BEHIND_HOST, ACCEPT),
     }
     return Part({"INPUT": "s32-input", "FORWARD": "s32-forward", "OUTPUT": "s32-output"}, chains)
 
@@ -197,26 +199,12 @@ def _to() -> tuple[Line, ...]:
     )
 
 
-def _about(version: int, known: tuple[str, ...]) -> tuple[Line, ...]:
-    """Errors about packets that were sent to the guest itself: it is an end of that flow."""
-    program = _ABOUT_SELF[version]
+def _about(version: int, behind: str, known: tuple[str, ...]) -> tuple[Line, ...]:
     return (
-        Line((*ICMP[version], "-m", "bpf", "--bytecode", f"{len(program)},{','.join(program)}"), known),
+        about.of_itself(version, known),
+        Line((), jump(behind)),
         Line((), DROP, "about a flow that is not the guest's"),
     )
-
-
-# Classic BPF, from the network header on: the address that the quoted packet was sent to is this packet's source.
-# ld [12]; st M0; ldx 4*([0]&0xf); ld [x+24]; ldx M0; jeq x; and for v6 word by word, where ICMPv6 follows at once.
-_ABOUT_SELF = {
-    4: ("32 0 0 12", "2 0 0 0", "177 0 0 0", "64 0 0 24", "97 0 0 0", "29 0 1 0", "6 0 0 1", "6 0 0 0"),
-    6: (
-        "48 0 0 6", "21 0 17 58",
-        *(code for word in range(4)
-          for code in (f"32 0 0 {8 + 4 * word}", "7 0 0 0", f"32 0 0 {72 + 4 * word}", f"29 0 {13 - 4 * word} 0")),
-        "6 0 0 1", "6 0 0 0",
-    ),
-}  # fmt: skip
 
 
 # -- security: the host itself ----------------------------------------------------------------------------------------
@@ -291,7 +279,7 @@ def _input_guest(version: int) -> tuple[Line, ...]:
         *(Line(net(True, source), DROP) for source in unnumbered(version)),
         *(line for line in _no_advice(version)[:1] if version == 4),
         Line(ct("ESTABLISHED"), ACCEPT),
-        Line(ct("RELATED"), goto(f"{ABOUT}-host")),
+        Line(ct("RELATED"), goto(ABOUT_HOST)),
         Line((), jump(GATE)),
         Line((), jump(HOST_GUESTS)),
         Line((), DROP),

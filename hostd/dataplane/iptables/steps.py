@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from slash32.net import Prefix
+
 from ...ruleset import GUEST_EGRESS, HOST_CHAINS, Guard
 from ..netlink import Refusal
 from ..nft.transaction import TransactionRefused
-from . import classes, restore, sets
+from . import about, classes, restore, sets
 from .batch import Batch, Change, Grant
 from .ipset import Member, Pair
 from .known import Known
 from .lines import ACCEPT, DROP, Line, goto, named
-from .names import is_outward, kernel_set
+from .names import BEHIND, is_outward, kernel_set
 from .restore import Edit
 from .rules import constants, lines, polarity, target
 from .sets import Sets, SetsRefused, Task
@@ -219,6 +221,8 @@ def _edits(door: Door, batch: Batch, version: int) -> Edits:
         _edit_classes(door, batch, edits)
     if batch.exempt:
         edit_exempt(exempt_after(known, batch), edits)
+    if batch.moves_behind:
+        edit_behind(_behind_after(known, batch), version, edits[SECURITY])
     for table in POLICY_TABLES:
         for name, label in batch.gone.items():
             if name in known.chains:
@@ -239,6 +243,17 @@ def classes_after(known: Known, batch: Batch) -> dict[int, tuple[str, str]]:
 def exempt_after(known: Known, batch: Batch) -> set[str]:
     on = {tap for tap, wanted in batch.exempt.items() if wanted}
     return (known.exempt | on) - (batch.exempt.keys() - on)
+
+
+def _behind_after(known: Known, batch: Batch) -> set[tuple[str, Prefix]]:
+    gone, come = ({(g.tap, g.source) for g in some if g.set in BEHIND.values()} for some in (batch.expel, batch.admit))
+    return known.behind() - gone | come
+
+
+def edit_behind(behind: set[tuple[str, Prefix]], version: int, edit: Edit) -> None:
+    """Which errors a guest may send about what lies behind it; few have something there."""
+    for name, act in about.BEHIND_CHAINS.items():
+        edit.chain(name, about.of_behind(behind, version, act))
 
 
 def _edit_classes(door: Door, batch: Batch, edits: Edits) -> None:

@@ -13,7 +13,7 @@ from ...ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, Rule
 from ..nft.admission import Admission, Granted
 from ..nft.counters import Counts
 from ..nft.reading import Actual
-from . import entries, known, restore, sets
+from . import about, entries, known, restore, sets
 from .entries import Table
 from .ipset import PAIRS, Header
 from .known import Known, Tables, is_policy
@@ -23,7 +23,7 @@ from .restore import Edit
 from .rules import fingerprints
 from .sets import Sets, Task
 from .skeleton import BRIDGES, FILLED, GATE, ONTO, POLICY_TABLES, SECURITY, TABLES, part
-from .steps import Door, edit_exempt
+from .steps import Door, edit_behind, edit_exempt
 from .stray import Stray, StrayClass, StrayExempt, StrayPair
 from .transaction import Transaction
 
@@ -80,14 +80,14 @@ class IptablesFilter:
         and admissions stay. `exempt` are interfaces to be let be from then on. Raises TransactionRefused, OSError."""
         tables, headers = self._tables(), self._sets.headers()
         bridges = frozenset(self._bridges())
-        right = self._stands(tables, headers) and bridges == self._bridges_in(tables)
+        self._learn(tables, headers)
+        right = self._stands(tables, headers) and bridges == self._bridges_in(tables) and self._knows_behind(tables)
         if not right:
             self._sets.carry_out([self._own_set(name) for name in sorted(OWN_SETS)])
             taps = {_name(ifindex) for ifindex in exempt} if exempt else None
             for version in reversed(self._versions):
                 restore.write(version, self._repair(tables, version, bridges, taps))
-            tables, headers = self._tables(), self._sets.headers()
-        self._learn(tables, headers)
+            self._learn(self._tables(), self._sets.headers())
         self.settled()
         return not right
 
@@ -108,6 +108,16 @@ class IptablesFilter:
                 chain in table.chains and known.notes(table, chain) == tuple(line.fingerprint for line in lines)
                 for chain, lines in wanted.chains.items()
             )
+        )
+
+    def _knows_behind(self, tables: Tables) -> bool:
+        assert self._known is not None
+        behind = self._known.behind()
+        return all(
+            known.notes(tables[version, SECURITY], name)
+            == tuple(line.fingerprint for line in about.of_behind(behind, version, act))
+            for version in self._versions
+            for name, act in about.BEHIND_CHAINS.items()
         )
 
     @staticmethod
@@ -140,6 +150,8 @@ class IptablesFilter:
             Line(named(incoming, bridge), goto(ONTO), f"bridge {bridge}")
             for bridge in sorted(bridges) for incoming in (True, False)
         ])  # fmt: skip
+        assert self._known is not None
+        edit_behind(self._known.behind(), version, edits[SECURITY])
         if exempt is not None:
             edit_exempt(set(exempt), edits)
         return edits

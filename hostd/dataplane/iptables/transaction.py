@@ -79,9 +79,9 @@ class Transaction:
         self._batch.puts.pop(name, None)
 
     def put_class(self, group: int, from_chain: str, to_chain: str, label: Hashable) -> None:
-        """Raises ValueError: by their names the chains are not what a guest sends, and what it receives."""
-        if not is_outward(from_chain) or is_outward(to_chain):
-            raise ValueError(f"class {group:#x}: {from_chain} and {to_chain} are not named from-... and to-...")
+        if not is_outward(from_chain) or is_outward(to_chain):  # `accept` would lead past the other end's policy
+            words = f"by their names {from_chain} and {to_chain} are not what a guest sends and what it receives"
+            raise refused(label, errno.EINVAL, f"class {group:#x}", words)
         self._count += 1
         self._batch.classes[group] = NewClass((from_chain, to_chain), label)
 
