@@ -29,6 +29,7 @@ def qemu_domain(
     addr4: Addresses = (),
     addr6: Addresses = (),
     labels: Mapping[str, str] | None = None,
+    profiles: Sequence[str] = (),
     tag: bool | str = True,
     extra: str = "",
     target: str | None = None,
@@ -40,7 +41,7 @@ def qemu_domain(
     four, six = _list(addr4), _list(addr6)
     cmdline = " ".join([CMDLINE, *_words(name, four, six), *words])
     return f"""<domain type='qemu'>
-  {_head(name, uuid, memory, _tag(tag, mac, four + six, labels))}
+  {_head(name, uuid, memory, _tag(tag, mac, four + six, labels, profiles))}
   <os><type arch='x86_64' machine='pc'>hvm</type>
     <kernel>/opt/guest/vmlinuz</kernel><initrd>/opt/guest/initrd.gz</initrd>
     <cmdline>{escape(cmdline)}</cmdline></os>
@@ -64,6 +65,7 @@ def lxc_domain(
     addr4: Addresses = (),
     addr6: Addresses = (),
     labels: Mapping[str, str] | None = None,
+    profiles: Sequence[str] = (),
     tag: bool | str = True,
     extra: str = "",
     target: str | None = None,
@@ -74,7 +76,7 @@ def lxc_domain(
     four, six = _list(addr4), _list(addr6)
     arguments = "".join(f"<initarg>{escape(word)}</initarg>" for word in ["lxc", *_words(name, four, six), *words])
     return f"""<domain type='lxc'>
-  {_head(name, uuid, memory, _tag(tag, mac, four + six, labels))}
+  {_head(name, uuid, memory, _tag(tag, mac, four + six, labels, profiles))}
   <os><type>exe</type><init>/bin/init</init>{arguments}</os>
   <devices>
     <filesystem type='mount'><source dir='/opt/guest/lxcroot'/><target dir='/'/></filesystem>
@@ -107,10 +109,12 @@ def _head(name: str, uuid: str | None, memory: int, tag: str) -> str:
     return f"<name>{escape(name)}</name><uuid>{identity}</uuid>{size}{metadata}"
 
 
-def _tag(tag: bool | str, mac: str, addresses: list[str], labels: Mapping[str, str] | None) -> str:
+def _tag(
+    tag: bool | str, mac: str, addresses: list[str], labels: Mapping[str, str] | None, profiles: Sequence[str]
+) -> str:
     if isinstance(tag, str):
         return tag
-    return tag_xml(mac, addresses, labels or {}) if tag else ""
+    return tag_xml(mac, addresses, labels or {}, profiles) if tag else ""
 
 
 def _nic(mac: str, target: str | None, rest: str) -> str:

@@ -93,7 +93,7 @@ class Site:
         self, node: Node, role: str, driver: str = "lxc", *, like: Guest | None = None, name: str = "", **options: Any
     ) -> Guest:
         """A guest with a name and addresses of its own (or the MAC and addresses of another, LIKE it), tagged with
-        role=ROLE. OPTIONS go to lab.domains (tag, target, extra, words, uuid, labels, mac, addr4, addr6)."""
+        role=ROLE. OPTIONS go to lab.domains (tag, target, extra, words, uuid, labels, profiles, mac, addr4, addr6)."""
         self._number += 1
         n = self._number
         mac = options.pop("mac", like.mac if like else f"52:54:00:66:{n >> 8:02x}:{n & 255:02x}")
@@ -168,7 +168,7 @@ class Site:
             yield
         finally:
             self.stop(*(guest for guest in self._guests if guest not in guests))
-            self.delete(*(each for each in self._resources if each not in resources))
+            self.delete(*(each for each in reversed(self._resources) if each not in resources))
 
 
 def alive(guests: Sequence[Guest]) -> list[str]:
