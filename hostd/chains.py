@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from slash32.policy import Direction, Policy, Profile
 
-from .compile import Compiled, compile_rules, directions_of, going_on, kind_of_item, only_counting
+from .compile import PASS_ON, Compiled, compile_rules, directions_of, going_on, kind_of_item, only_counting
 from .desired import Desired, Dirty, LogPoint, StagedPoint
 from .names import policy_chain, profile_chain, staged_chain, variant_chain
 from .ruleset import Goto, Jump, Log, Rule
 from .sets import Owner, Sets
-from .walk import Walk, class_name, lines, passes_on, tail_name
+from .walk import Walk, class_name, lets_pass, lines, passes_on, tail_name
 
 
 class _Loaded(NamedTuple):
@@ -53,7 +53,10 @@ class Chains:
             return self.sets.need(name, dirty)
 
         compiled = {way: compile_rules(item, way, lookup) for way in directions_of(item)}  # type: ignore[arg-type]
-        own = {name: tuple(rule for _, rule in compiled[way]) for way, name in _own_chains(item)}
+        own = {
+            name: tuple(rule for _, rule in compiled[way] if rule.verdict != PASS_ON)
+            for way, name in _own_chains(item)
+        }
         self._unload(owner, dirty, keep=own.keys())
         self.sets.use(owner, asked, dirty)
         logs = dict(_logs(item, compiled))
@@ -190,11 +193,11 @@ def targets(rules: Iterable[Rule]) -> Iterator[str]:
 
 
 def _own_chains(item: Policy | Profile) -> Iterator[tuple[Direction, str]]:
-    """A policy that passes on has a chain for each tail instead; a staged one for each continuation."""
+    """A policy that may pass on has a chain for each tail instead; a staged one for each continuation."""
     for direction in directions_of(item):
         if isinstance(item, Profile):
             yield direction, profile_chain(item.name, direction)
-        elif not item.staged and not passes_on(item, direction):
+        elif not item.staged and (lets_pass(item, direction) or not passes_on(item, direction)):
             yield direction, policy_chain(item.name, direction)
 
 

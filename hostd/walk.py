@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from slash32.policy import Action, Direction, Policy, Tier
+from slash32.policy import Rule as PolicyRule
 
 from .desired import StagedPoint
 from .names import class_chain, policy_chain, profile_chain, tail_chain
 from .ruleset import Goto, Jump, Rule, Verdict
+
+_PASS = PolicyRule(Action.PASS)
 
 
 class Stop(NamedTuple):
@@ -68,29 +71,42 @@ def tail_name(walk: Walk) -> str:
 
 def lines(walk: Walk, book: Book) -> Iterator[Line]:
     """The chain of this walk. It always ends with a verdict."""
-    direction = walk.direction
     for at, stop in enumerate(walk.stops):
         for number, policy in enumerate(stop.policies):
-            if policy.staged:
-                chain = book.staged(policy, _rest(walk, at, number))
-            elif passes_on(policy, direction):
-                chain = book.variant(policy, _canonical(walk._replace(stops=walk.stops[at + 1 :])))
-            else:
-                chain = policy_chain(policy.name, direction)
-            yield Line(Rule((), Jump(chain)))
-        if stop.deny:
-            yield _end(walk, at, book)
-            return
+            yield Line(Rule((), Jump(_asked(walk, at, number, book))))
+            if not policy.staged and lets_pass(policy, walk.direction):
+                break
+        else:
+            if stop.deny:
+                yield _end(walk, at, book)
+                return
     if walk.profiles is None:
         yield Line(Rule((), Verdict.ACCEPT, "no policy denies it"))
         return
     for name in walk.profiles:
-        yield Line(Rule((), Jump(profile_chain(name, direction))))
+        yield Line(Rule((), Jump(profile_chain(name, walk.direction))))
     yield Line(Rule((), Verdict.DROP, "no policy allows it"))
+
+
+def _asked(walk: Walk, at: int, number: int, book: Book) -> str:
+    policy, direction = walk.stops[at].policies[number], walk.direction
+    if policy.staged:
+        return book.staged(policy, _rest(walk, at, number))
+    if passes_on(policy, direction) and not lets_pass(policy, direction):
+        return book.variant(policy, _canonical(walk._replace(stops=walk.stops[at + 1 :])))
+    return policy_chain(policy.name, direction)
 
 
 def passes_on(policy: Policy, direction: Direction) -> bool:
     return any(rule.action is Action.PASS for rule in policy.rules(direction))
+
+
+def lets_pass(policy: Policy, direction: Direction) -> bool:
+    """Whatever it does not decide passes on: falling out of its chain says the same, and it needs no chains of its own
+    for those who go on. What follows in its tier is not asked."""
+    rules = policy.rules(direction)
+    first = next((at for at, rule in enumerate(rules) if rule.action is Action.PASS), len(rules))
+    return rules[-1:] == (_PASS,) and all(rule.action is Action.PASS for rule in rules[first:])
 
 
 def _end(walk: Walk, at: int, book: Book) -> Line:

@@ -20,7 +20,7 @@ from slash32 import selector as selectors
 from slash32.model import Endpoint
 from slash32.net import Address, Prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet
-from slash32.policy import Direction, Icmp, NetworkSet, Peer, PortRange, Rule
+from slash32.policy import Direction, Icmp, NetworkSet, Peer, Policy, PortRange, Rule
 from slash32.verdict import Packet, World, effective_labels
 from tests.scenes import (
     ACTIONS,
@@ -80,7 +80,7 @@ CONDITIONS: st.SearchStrategy[dict[str, object]] = st.one_of(
 @st.composite
 def simple(draw: st.DrawFn) -> Rule:
     """At most two conditions: most of them match something."""
-    fields = draw(CONDITIONS) | draw(CONDITIONS)
+    fields = draw(CONDITIONS) | draw(CONDITIONS) if draw(st.integers(0, 3)) else {}
     peers = {side: Peer(**fields.pop(side, {})) for side in ("source", "destination")}  # type: ignore[arg-type]
     return Rule(draw(st.sampled_from(ACTIONS)), **fields, **peers)  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ SOME: Rules = st.lists(simple(), min_size=1, max_size=3).map(tuple)
 
 
 @st.composite
-def applying(draw: st.DrawFn, name: str, staged: bool) -> Policy:
+def applying(draw: st.DrawFn, name: str, *, staged: bool = False) -> Policy:
     """To somebody at least, mostly."""
     found = draw(policies(name, staged, SOME))
     return replace(found, selector="all()") if draw(st.booleans()) else found
@@ -114,8 +114,8 @@ def worlds(draw: st.DrawFn) -> World:
     )  # fmt: skip
     return World(
         [draw(guests(number)) for number in range(GUESTS)],
-        [draw(applying(name, False)) for name in POLICIES[: draw(st.integers(1, 4))]]
-        + [draw(applying(name, True)) for name in POLICIES[: draw(st.integers(0, 3))]],
+        [draw(applying(name)) for name in POLICIES[: draw(st.integers(1, 4))]]
+        + [draw(applying(name, staged=True)) for name in POLICIES[: draw(st.integers(0, 3))]],
         [draw(profiles(name, SOME)) for name in PROFILES if draw(st.booleans())],
         [draw(tiers(name)) for name in TIERS if draw(st.booleans())],
         draw(st.lists(sets, max_size=2)),

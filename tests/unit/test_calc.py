@@ -103,7 +103,7 @@ def run(number: int, **labels: str) -> Run:
 
 
 TIER = ObjectKey(Kind.TIER, "t"), Tier("t", 1.0)
-PASSES = ObjectKey(Kind.POLICY, "b"), Policy("b", "all()", IN, ingress=(Rule(Action.PASS),), tier="t")
+PASSES = ObjectKey(Kind.POLICY, "b"), Policy("b", "all()", IN, ingress=(Rule(Action.PASS, 6),), tier="t")
 STAGED = ObjectKey(Kind.STAGED, "a"), Policy("a", "all()", IN, ingress=(Rule(Action.DENY),), staged=True)
 
 

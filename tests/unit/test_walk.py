@@ -82,13 +82,21 @@ TABLE: dict[str, tuple[tuple[Policy, ...], list[object]]] = {
     "one tier": ((policy("a", ALLOW), policy("b", ALLOW)), ["pi-a", "pi-b", DROP]),
     "a tier that denies is the end": ((policy("a", tier="early"), policy("b")), ["pi-a", DROP]),
     "on to the next tier": (
-        (policy("a", LOG, PASS, tier="early"), policy("b")),
+        (policy("a", LOG, TCP_PASS, tier="early"), policy("b")),
         [[("log", log_tag("policy", "a", IN, 0)), ("goto", ["pi-b", DROP])], DROP],
     ),
-    "from the last tier to the profiles": ((policy("a", PASS),), [[("goto", END)], DROP]),
+    "from the last tier to the profiles": ((policy("a", TCP_PASS),), [[("goto", END)], DROP]),
     "two policies pass to one tail": (
-        (policy("a", TCP_PASS, tier="early"), policy("b", PASS, tier="early"), policy("c", tier="late")),
+        (policy("a", TCP_PASS, tier="early"), policy("b", TCP_PASS, tier="early"), policy("c", tier="late")),
         [[("goto", ["pi-c", DROP])], [("goto", ["pi-c", DROP])], DROP],
+    ),
+    "who lets all else pass needs no tail": (
+        (policy("a", DENY, TCP_PASS, PASS, tier="early"), policy("b", tier="early"), policy("c"), policy("d", PASS)),
+        ["pi-a", "pi-c", "pi-d", *END],
+    ),
+    "but where something stands between": (
+        (policy("a", TCP_PASS, LOG, PASS, tier="early"),),
+        [[("goto", END), ("log", log_tag("policy", "a", IN, 1)), ("goto", END)], DROP],
     ),
     "a staged policy never decides": (
         (staged("a", DENY, ALLOW, LOG, PASS, order=1.0), policy("b", order=2.0)),
@@ -133,8 +141,8 @@ def test_a_policy_that_changes_does_not_change_the_class() -> None:
 
 
 def test_tails_are_shared_between_classes() -> None:
-    first = Policy("a", "!has(x)", (IN,), ingress=(PASS,), tier="early")
-    second = Policy("b", "has(x)", (IN,), ingress=(PASS,), tier="early")
+    first = Policy("a", "!has(x)", (IN,), ingress=(TCP_PASS,), tier="early")
+    second = Policy("b", "has(x)", (IN,), ingress=(TCP_PASS,), tier="early")
     marked = guest(1)
     marked = replace(marked, accepted=replace(marked.endpoint, labels={"x": ""}))
     found = desired([first, second, policy("c")], guest(0), marked)
@@ -155,7 +163,7 @@ def test_counters_and_logs_have_words() -> None:
 
 def test_every_chain_stands_above_those_that_it_uses() -> None:
     tiers = [Tier(f"t{n}", float(n)) for n in range(6)]
-    policies = [policy(f"a{n}", PASS, tier=f"t{n}") for n in range(6)] + [staged(f"s{n}", DENY, tier=f"t{n}")
+    policies = [policy(f"a{n}", TCP_PASS, tier=f"t{n}") for n in range(6)] + [staged(f"s{n}", DENY, tier=f"t{n}")
                 for n in range(6)]  # fmt: skip
     anywhere = HostEndpoint("any", HERE, "*", profiles=("p",))
     found = desired(policies, tiers=tiers, hosts=[anywhere])
@@ -194,4 +202,4 @@ def test_who_is_not_asked_is_not_asked_as_all_either() -> None:
     (rule,) = found.chains[HOST_FORWARD_IN]
     assert rule.matches == (Interface(True, "eth0"),)
     assert isinstance(rule.verdict, Jump)
-    assert shown(found, rule.verdict.chain) == [[("goto", [ACCEPT])], DROP]
+    assert shown(found, rule.verdict.chain) == ["pi-f", ACCEPT]
