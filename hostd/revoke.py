@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from slash32.net import Address
 from slash32.verdict import Packet
 
 from .desired import Admitted, ClassChains, Dirty, Member
@@ -26,6 +27,15 @@ _KEPT_MOST = 65536  # flows of which it is known that they were kept
 class Flow(NamedTuple):
     name: bytes  # as the kernel knows it, and no later one by the same addresses and ports
     packet: Packet  # that began it, as the filter saw it: its destination translated, its source not yet
+
+
+class OwnSocket(NamedTuple):
+    """A TCP session's end at the host itself."""
+
+    address: Address
+    port: int
+    far: Address
+    far_port: int
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from .desired import Actual, Dirty, Member
 from .forwarding import Link, Neighbour, Route, Way
 from .names import policy_chain
 from .plan import Limits, Plan, Scope, everything, plan, same_way
-from .revoke import HOST, Change, Flow, InForce
+from .revoke import HOST, Change, Flow, InForce, OwnSocket
 from .ruleset import GROUP_MASK, HOST_CHAINS, Rule
 from .state import Carrier
 from .trial import Surroundings, Trial
@@ -44,6 +44,7 @@ class Kernel(Protocol):
     def routes(self) -> set[Route]: ...
     def tap_sysctls_hold(self, name: str) -> bool: ...
     def way_to(self, address: Address) -> Way: ...
+    def end_sockets(self, of: Collection[OwnSocket]) -> None: ...
     def end_condemned(self, near: Collection[Member], condemned: Callable[[Flow], bool]) -> int: ...
 
 
@@ -108,6 +109,7 @@ class Settler:
         taps = {ifindex for ifindex, _ in change.sides}
         try:
             self.counters.ended += self.kernel.end_condemned(trial.near(), trial.condemned)
+            self.kernel.end_sockets(trial.sockets)
         except OSError as error:
             self.force.owed |= taps
             self._note(Refused(_FLOWS, f"those no longer allowed go on: {error}", _scope(taps)))

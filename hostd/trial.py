@@ -4,16 +4,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from slash32.failsafe import TCP
 from slash32.net import Address, Prefix
+from slash32.verdict import Packet
 
 from .desired import Actual, ClassChains, Member
 from .ends import End, Ends
 from .forwarding import Way
 from .judge import Judgement, View, judge, within
-from .revoke import HOST, Change, Flow, InForce, Side
-from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, Goto, Jump, Rule, Verdict
+from .revoke import HOST, Change, Flow, InForce, OwnSocket, Side
+from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, HOST_IN, HOST_OUT, Goto, Jump, Rule, Verdict
 
 _EVERYTHING: tuple[Member, ...] = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
+_IN, _OUT = ((HOST, HOST_CHAINS.index(name)) for name in (HOST_IN, HOST_OUT))
 _ASKED_BESIDES = {GUEST_EGRESS: (Rule((), Verdict.ACCEPT),)}  # the guest's class is an end of its own
 
 
@@ -29,6 +32,7 @@ class Trial:
     def __init__(self, change: Change, force: InForce, actual: Actual, around: Surroundings) -> None:
         self._change, self._force, self._actual = change, force, actual
         self.kept: set[bytes] = set()
+        self.sockets: set[OwnSocket] = set()  # the host's own of condemned flows, which would begin them anew
         after = {**force.chains, **_ASKED_BESIDES}
         self._after = View(after, _asking(lambda name: force.members.get(name, ())))
         self._before = View({**after, **change.chains}, _asking(self._members_before))
@@ -57,11 +61,22 @@ class Trial:
             if lost is None or self._never_asked(flow, end.side):
                 continue
             if not self._is_kept(flow, end.side, lost):
+                self._note_socket(packet, end.side)
                 return True
             kept = True
         if kept:
             self.kept.add(flow.name)
         return False
+
+    def _note_socket(self, packet: Packet, side: Side) -> None:
+        ports = packet.source_port, packet.destination_port
+        if packet.protocol != TCP or ports[0] is None or ports[1] is None:
+            return
+        begun = OwnSocket(packet.source, ports[0], packet.destination, ports[1])
+        if side == _OUT:
+            self.sockets.add(begun)
+        elif side == _IN:
+            self.sockets.add(OwnSocket(*begun[2:], *begun[:2]))
 
     def _never_asked(self, flow: Flow, side: Side) -> bool:
         return side[0] != HOST and self._ends.never_asked(flow.packet, side, self._guests_may)

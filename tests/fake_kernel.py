@@ -30,7 +30,7 @@ from hostd.forwarding import (
 )
 from hostd.judge import within
 from hostd.plan import Admit, PutSysctls
-from hostd.revoke import Flow
+from hostd.revoke import Flow, OwnSocket
 from hostd.ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, InSet, Rule, SetKind, SetSpec
 from slash32.net import Address, Prefix, host_prefix
 
@@ -77,6 +77,7 @@ class Model:
     refuses: Callable[[str, object], bool] = lambda _what, _item: False
     watch: Callable[[Model], None] = lambda _: None  # after each change that packets could see
     own: set[Address] = field(default_factory=set)  # the host's
+    sockets: list[OwnSocket] = field(default_factory=list)  # that were ended
     tracked: set[Flow] = field(default_factory=set)
     begun: set[Flow] = field(default_factory=set)  # for tests: what was tracked before
     walks: int = 0  # through what is tracked
@@ -326,6 +327,9 @@ class FakeKernel(Kernel):
 
     def way_to(self, address: Address) -> Way:
         return Way(address in self.model.own, "" if address in self.model.own else "up0")
+
+    def end_sockets(self, of: Collection[OwnSocket]) -> None:
+        self.model.sockets += of
 
     def tap_sysctls_hold(self, name: str) -> bool:
         return name in self.model.sysctls or self.rtnl.link(name) is None

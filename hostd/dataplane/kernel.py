@@ -28,10 +28,10 @@ from ..plan import (
     Shrink,
     Sweep,
 )
-from ..revoke import Flow
+from ..revoke import Flow, OwnSocket
 from ..ruleset import GROUP_MASK, Guard, Rule
 from ..settle import Refused
-from . import sysctl
+from . import sockets, sysctl
 from .filter import NFTABLES, PacketFilter, Transaction, opened
 from .flows import Flows
 from .nft.admission import Admission, group
@@ -176,6 +176,11 @@ class Kernel:
     def end_condemned(self, near: Collection[Address | Prefix], condemned: Callable[[Flow], bool]) -> int:
         """Of the tracked flows from or to these; how many there were. Raises OSError."""
         return self.flows.end(near, condemned)
+
+    def end_sockets(self, of: Collection[OwnSocket]) -> None:
+        """Raises OSError."""
+        if of:
+            sockets.destroy(of)
 
     def _not_opened(self, ifindex: int, refused: Sequence[Refused]) -> Refused:
         why = refused[-1].message if refused else "its class of policies is not in the kernel"

@@ -2,6 +2,7 @@
 # its own direction is allowed; what else flows loses nothing.
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -13,10 +14,10 @@ from town import Session, Town, tracked
 
 from hostd.revoke import Flow
 from slash32.net import parse_prefix
-from slash32.pack import Kind
-from slash32.policy import Action, Direction, Peer, Policy, PortRange, Profile, Rule
+from slash32.pack import Kind, ObjectKey
+from slash32.policy import Action, Direction, HostEndpoint, Peer, Policy, PortRange, Profile, Rule
 from slash32.verdict import Packet, World, verdict
-from tests.scenes import FULL
+from tests.scenes import FULL, HERE
 
 ALLOW, DENY = Rule(Action.ALLOW), Rule(Action.DENY)
 OPEN = Profile("open", (ALLOW,), (ALLOW,))
@@ -165,6 +166,78 @@ def test_what_leaked_while_there_was_no_filter_ends_and_what_is_allowed_goes_on(
     assert session.lives() and leaked.listen() == heard
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_killed_between_the_change_and_the_end_of_what_it_forbids(
+    town: Town, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Who starts again with that noted judges everything; who starts as usual ends nothing, and writes nothing."""
+    guests = town.guests
+    doomed, other = Session(guests[0], guests[1], 5432, 4), Session(guests[0], guests[1], 9000, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(town.kernel, "end_condemned", lambda *_: 0)
+        town.put(web(ASK_ADMIN, TALK))
+    settler = town.start()
+    if killed:
+        settler.force.owe_all(town.scene.calc.desired.taps)
+    assert settler.resync() == [] and settler.counters.writes == 0
+    assert settler.counters.ended == killed
+    heard = doomed.listen()
+    doomed.push()
+    assert other.lives() and (doomed.listen() == heard) == killed
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_pings_and_what_was_never_answered(town: Town, version: int) -> None:
+    guests = town.guests
+    town.put(web(ASK_ADMIN, TALK, replace(ALLOW, protocol=1), replace(ALLOW, protocol=58)))
+    with guests[0].space.entered():
+        run("ping", "-c1", "-W5", guests[1].address(version))
+    say = guests[0].socket(version, socket.SOCK_DGRAM)
+    say.sendto(b"hello", (guests[1].address(version), 9005))
+    assert {packet.protocol for packet in look(town, anything=True)} == {17, 1 if version == 4 else 58}
+    town.put(web(ASK_ADMIN))
+    assert not look(town, anything=True)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["v4", "v4 in v6 sockets"])
+def test_host_endpoints(town: Town, peer: Namespace, mapped: bool) -> None:
+    """A session with the host itself dies, ssh does not."""
+    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", peer.path)
+    run("ip", "address", "add", "192.0.2.1/24", "dev", "up0")
+    run("ip", "link", "set", "up0", "up")
+    with peer.entered():
+        run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
+        run("ip", "link", "set", "eth0", "up")
+    far, here = Far(peer, "192.0.2.9", mapped), Far(None, "192.0.2.1", mapped)
+    town.tell({ObjectKey(Kind.HOSTENDPOINT, "up"): HostEndpoint("up", HERE, "up0", {"host": "yes"}, (), ("open",))})
+    ssh, doomed, back = Session(far, here, 22, 4), Session(far, here, 8080, 4), Session(here, far, 8080, 4)
+    assert all(session.lives() for session in (ssh, doomed, back))
+    town.put(Policy("up", "has(host)", (Direction.INGRESS,), ingress=(replace(ALLOW, protocol=17),)))
+    assert ssh.lives() and back.lives() and town.settler.counters.ended == 1
+    with pytest.raises(ConnectionAbortedError):
+        doomed.server.recv(1)
+    with pytest.raises(ConnectionResetError):
+        doomed.listen()
+    alive = {flow for flow in look(town, anything=True) if flow.protocol == 6 and flow.source_port != 8080}
+    assert {flow.destination_port for flow in alive} == {22, 8080}
+
+
+class Far:
+    """Somebody with sockets who is no guest: elsewhere, or the host."""
+
+    def __init__(self, space: Namespace | None, own: str, mapped: bool) -> None:
+        self.space, self.own, self.mapped = space, own, mapped
+
+    def socket(self, _version: int, kind: int) -> socket.socket:
+        with self.space.entered() if self.space else contextlib.nullcontext():
+            made = socket.socket(socket.AF_INET6 if self.mapped else socket.AF_INET, kind)
+        made.setblocking(False)
+        return made
+
+    def address(self, _version: int) -> str:
+        return f"::ffff:{self.own}" if self.mapped else self.own
+
+
 # -- any change -------------------------------------------------------------------------------------------------------
 
 ROLES = ("web", "db", "other")
@@ -252,7 +325,8 @@ def load(flows: set[Packet], file: str) -> None:
         run("conntrack", "--load-file", file)
 
 
-def look(town: Town) -> set[Packet]:
+def look(town: Town, anything: bool = False) -> set[Packet]:
+    """What is tracked."""
     found: set[Packet] = set()
 
     def note(flow: Flow) -> bool:
@@ -260,7 +334,7 @@ def look(town: Town) -> set[Packet]:
         return False
 
     town.kernel.end_condemned([parse_prefix("0.0.0.0/0"), parse_prefix("::/0")], note)
-    return {packet for packet in found if packet.protocol in (6, 17)}
+    return {packet for packet in found if anything or packet.protocol in (6, 17)}
 
 
 @pytest.mark.parametrize("seed", range(100 if FULL else 20))

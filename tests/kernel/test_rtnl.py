@@ -21,6 +21,7 @@ from hostd.forwarding import (
     SetGroup,
     Take,
     TapAddress,
+    Way,
 )
 from slash32.net import Prefix, host_prefix, parse_address, parse_prefix
 
@@ -75,6 +76,24 @@ def test_links(rtnl: Rtnl, netns: Namespace) -> None:
     with pytest.raises(OSError) as refused:
         rtnl.set_group(GONE, 1)
     assert refused.value.errno == errno.ENODEV
+
+
+# ---- ways ----
+
+
+def test_the_way_to_an_address(rtnl: Rtnl, netns: Namespace) -> None:
+    for words in (
+        "address add 192.0.2.1/24 dev vnet1", "-6 address add 2001:db8::1/64 dev vnet1 nodad",
+        "route add blackhole 198.51.100.0/24", "-6 route add unreachable 2001:db8:bad::/48",
+        "route add prohibit 203.0.113.0/24",
+    ):  # fmt: skip
+        netns.ip(words)
+    ways = {
+        "192.0.2.1": Way(True, "lo"), "2001:db8::1": Way(True, "lo"), "127.0.0.1": Way(True, "lo"),
+        "192.0.2.9": Way(False, "vnet1"), "2001:db8::9": Way(False, "vnet1"), "10.9.9.9": Way(False, ""),
+        "198.51.100.1": Way(False, ""), "203.0.113.1": Way(False, ""), "2001:db8:bad::1": Way(False, ""),
+    }  # fmt: skip
+    assert {address: rtnl.way_to(parse_address(address)) for address in ways} == ways
 
 
 # ---- everything there and back ----
@@ -234,9 +253,7 @@ def test_a_foreign_route_in_our_place_is_a_conflict_in_one_clear_line(
 
 
 @pytest.mark.parametrize(("prefix", "metric"), [(V4, ""), (V6, " metric 1")])
-def test_a_place_that_was_taken_is_taken_back(
-    rtnl: Rtnl, netns: Namespace, prefix: Prefix, metric: str
-) -> None:
+def test_a_place_that_was_taken_is_taken_back(rtnl: Rtnl, netns: Namespace, prefix: Prefix, metric: str) -> None:
     ours = Route(prefix, index(rtnl, "vnet0"))
     rtnl.change([Add(ours)])
     alone = netns.ip(f"-{prefix.version} route show table all")

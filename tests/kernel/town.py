@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from typing import Protocol
 
 from netns import Namespace, eventually, run
 
@@ -118,6 +119,13 @@ class Town:
         dirty, self.scene.dirty = self.scene.dirty, Dirty()
         assert self.settler.settle(dirty) == []
 
+    def start(self) -> Settler:
+        """hostd starts again, and remembers nothing but what it was told."""
+        calc = self.scene.fresh()
+        self.settler = Settler(self.kernel, calc, Limits(Guard().group_base), ("vnet",))
+        self.scene.calc = calc
+        return self.settler
+
     def endpoints(self) -> list[Endpoint]:
         return [local.endpoint for local in self.scene.locals]
 
@@ -127,10 +135,15 @@ class Town:
         return AddressSet({address for endpoint in found for address in endpoint.addresses})
 
 
-class Session:
-    """A TCP connection of two guests."""
+class Somebody(Protocol):
+    def socket(self, version: int, kind: int, /) -> socket.socket: ...
+    def address(self, version: int, /) -> str: ...
 
-    def __init__(self, client: Guest, server: Guest, port: int, version: int) -> None:
+
+class Session:
+    """A TCP connection."""
+
+    def __init__(self, client: Somebody, server: Somebody, port: int, version: int) -> None:
         listener = server.socket(version, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((server.address(version), port))

@@ -13,7 +13,7 @@ from hostd.desired import Admitted, ClassChains, Desired, Dirty, Member
 from hostd.forwarding import Link
 from hostd.judge import View, judge, within
 from hostd.plan import Limits
-from hostd.revoke import EGRESS, INGRESS, Flow
+from hostd.revoke import EGRESS, INGRESS, Flow, OwnSocket
 from hostd.ruleset import Guard
 from hostd.settle import Settler
 from hostd.state import Carrier, Local, Phase
@@ -331,6 +331,8 @@ def test_what_host_endpoints_close_ends_but_for_what_they_never_close(host: Host
     host.track(*OF_HOST)
     host.take(change)
     assert host.model.tracked == OF_HOST - ended
+    own = {IN: OwnSocket(SELF, 8080, FAR, 40000), OUT: OwnSocket(SELF, 40000, FAR, 8080)}
+    assert set(host.model.sockets) == {own[each] for each in own.keys() & ended}
     host.model.walks = 0
     host.start()
     assert host.model.walks == 0 and host.model.tracked == OF_HOST - ended
