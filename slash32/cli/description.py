@@ -11,7 +11,7 @@ from slash32.net import format_address
 from slash32.policy import DEFAULT_TIER, Direction, HostEndpoint, NetworkSet, Policy, Profile, Tier
 from slash32.verdict import effective_labels, steps
 
-from . import text
+from . import staged, text
 from .client import Client, Json
 from .tables import cell, decoded, failures, join, order, shared
 
@@ -67,10 +67,10 @@ class _Model:
         otherwise = f"profiles {text.names(known)}" if known else "nothing applies: all is dropped"
         for direction in Direction:
             asked = [p for _, listed in steps(policies, tiers, labels, direction, staged=True) for p in listed]
-            enforced, staged = ([_placed(p) for p in asked if p.staged is is_staged] for is_staged in (False, True))
+            enforced, trial = ([_placed(p) for p in asked if p.staged is is_staged] for is_staged in (False, True))
             yield direction.value.lower(), text.names(enforced) or otherwise
-            if staged:
-                yield f"staged {direction.value.lower()}", text.names(staged)
+            if trial:
+                yield f"staged {direction.value.lower()}", text.names(trial)
             forwarding = [_placed(p) for p in asked if p.apply_on_forward and not p.staged]
             if isinstance(found, HostEndpoint):
                 yield f"forwarded {direction.value.lower()}", text.names(forwarding) or "nothing is asked"
@@ -105,6 +105,7 @@ def _about_policy(model: _Model, policy: Policy) -> Pairs:
     about: Pairs = [("tier", policy.tier)]
     about += [("enforced", "no: it is staged, and counts what it would have dropped")] if policy.staged else []
     selected = [e for e in _endpoints(model) if chosen.matches(effective_labels(e, profiles))]
+    about += staged.counted(model.client, policy.name, policy.tier) if policy.staged else []
     return about + _users(selected)
 
 
@@ -119,7 +120,8 @@ def _about_tier(model: _Model, tier: Tier) -> Pairs:
     mine = sorted((p for p in model.policies() if p.tier == tier.name), key=Policy.sort_key)
     listed = [f"{p.name} (staged)" if p.staged else p.name for p in mine]
     about: Pairs = [("order", order(tier)), ("default action", tier.default_action.value)]
-    return [*about, ("policies", text.names(listed, 50))]
+    about.append(("policies", text.names(listed, 50)))
+    return about + staged.counted(model.client, "", tier.name) if any(p.staged for p in mine) else about
 
 
 def _names(found: Policy | Profile, network_set: NetworkSet) -> bool:

@@ -307,6 +307,40 @@ def test_describe(dispatcher: Dispatcher, run: Run) -> None:
     assert (code, err) == (1, "/v1/resources/GlobalNetworkPolicy/nope: there is none\n")
 
 
+STAGED = """\
+apiVersion: slash32/v1
+kind: StagedGlobalNetworkPolicy
+metadata: {name: later}
+spec: {selector: all(), ingress: [{action: Deny}]}
+"""
+
+
+def test_describe_of_a_staged_policy_adds_up_what_hosts_counted(dispatcher: Dispatcher, run: Run) -> None:
+    def line(policy: str, rule: int | None, packets: object) -> dict[str, object]:
+        return {"policy": policy, "tier": "default", "direction": "Ingress", "rule": rule, "packets": packets}
+
+    hosts = [{"name": name, "connected": name != "h9"} for name in ("h1", "h2", "h3", "h9")]
+    answers: dict[str, Any] = {
+        "h1": {"staged": [line("later", 0, 3), line("later", 2, 0), line("other", 0, 50), line("", None, 7)]},
+        "h2": {"staged": [line("later", 0, 4), line("later", 0, "many"), "odd"]},
+        "h3": {"problem": "hostd of yesterday"},
+    }
+    dispatcher.answers["GET", "/v1/resources/StagedGlobalNetworkPolicy/later"] = (200, stored(STAGED))
+    for path in ("endpoints", "resources/HostEndpoint", "resources/Profile"):
+        dispatcher.answers["GET", f"/v1/{path}"] = (200, {"items": []})
+    dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": hosts})
+    dispatcher.answers["POST", "/v1/ask"] = (200, {"answers": answers, "silent": []})
+    code, out, _ = run("describe", "sgnp", "later")
+    about = {key: value.strip() for key, _, value in (line.partition(":") for line in out.splitlines())}
+    assert code == 0 and about["would have dropped"] == "7 packets"
+    assert (about["  ingress rule 0"], about["  ingress rule 2"]) == ("7 packets", "0 packets")
+    assert about["not counted"] == "by h3"
+    asked = [body for method, _, body in dispatcher.asked if method == "POST"]
+    assert asked == [{"hosts": ["h1", "h2", "h3"], "question": {"what": "staged"}}]
+    dispatcher.answers["POST", "/v1/ask"] = (503, {"errors": ["too busy"]})
+    assert "would have dropped:  not known: too busy\n" in run("describe", "sgnp", "later")[1]
+
+
 def test_delete(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
     dispatcher.answers["DELETE", "/v1/resources/GlobalNetworkPolicy/allow-web"] = (200, {"revision": 5})
     assert run("delete", "gnp", "allow-web")[:2] == (0, "GlobalNetworkPolicy allow-web deleted (revision 5)\n")
