@@ -49,6 +49,7 @@ class Group:
 
     kind: OwnerKind
     classes: tuple[int, ...]
+    versions: frozenset[int]
     members: list[Owner] = field(default_factory=list)
     hosts: Counter[str] = field(default_factory=Counter)
 
@@ -204,7 +205,8 @@ class _Sorting:
         groups: dict[tuple[OwnerKind, tuple[int, ...]], Group] = {}
         for owner, numbers in owned:
             own = tuple(sorted(numbers))
-            group = groups.setdefault((owner.kind, own), Group(owner.kind, own))
+            versions = frozenset(classes[number].version for number in own)
+            group = groups.setdefault((owner.kind, own), Group(owner.kind, own, versions))
             group.members.append(owner)
             group.hosts[owner.host] += 1
         keys = self.lexicon.compiler.keys()

@@ -3,11 +3,11 @@
 # Exact: a flow is in the answer when, and only when, slash32.verdict judges it otherwise in the other world.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from slash32.classes import ANONYMOUS, Class, Classified, Group, Side, classify
+from slash32.classes import ANONYMOUS, Class, Classified, Side, classify
 from slash32.matching import World
 from slash32.reading import Seat
 from slash32.traffic import Traffic
@@ -66,18 +66,48 @@ def compare(before: World, after: World, progress: Progress | None = None) -> Co
 
 
 def _changed(found: Classified, progress: Progress | None) -> Iterator[tuple[int, int, Where, Delta]]:
-    """Pairs of classes; only those of which one end is another than before."""
-    everybody = range(len(found.classes))
-    active = [number for number in everybody if found.classes[number].before != found.classes[number].after]
-    for source in everybody:
+    """Pairs of classes; only those of which one end is another than before. Sources of which a destination's programs
+    ask the same, and whose own programs are the same, are judged once for it."""
+    numbers: dict[object, int] = {}
+    likes = [numbers.setdefault(_like(found, one), len(numbers)) for one in found.classes]
+    everybody = list(enumerate(found.classes))
+    active = [(number, one) for number, one in everybody if one.before != one.after]
+    for destination, one in everybody:
         if progress:
-            progress(source, len(found.classes))
-        one = found.classes[source]
-        for destination in everybody if one.before != one.after else active:
-            if found.classes[destination].version == one.version:
-                for where, delta in _deltas(found, one, found.classes[destination]):
-                    if delta != (0, 0):
-                        yield source, destination, where, delta
+            progress(destination, len(found.classes))
+        asks = [_asks(found.judge.source, _as_end(side)) for side in (one.before, one.after)]
+        known: dict[tuple[int, int, int], list[tuple[Where, Delta]]] = {}
+        for source, other in everybody if one.before != one.after else active:
+            if other.version != one.version:
+                continue
+            key = (likes[source], other.before.questions & asks[0], other.after.questions & asks[1])
+            deltas = known.get(key)
+            if deltas is None:
+                deltas = known[key] = [each for each in _deltas(found, other, one) if each[1] != (0, 0)]
+            for where, delta in deltas:
+                yield source, destination, where, delta
+
+
+def _like(found: Classified, one: Class) -> object:
+    """A source as its own programs know it."""
+    sides = []
+    for side in (one.before, one.after):
+        seats = frozenset(seat._replace(into=(), entering=(), to_host=()) for seat in side.seats)
+        sides.append((seats, side.questions & _asks(found.judge.source, seats)))
+    return one.version, *sides
+
+
+def _as_end(side: Side) -> list[Seat]:
+    return [seat._replace(out=(), leaving=(), to_guests=()) for seat in side.seats]
+
+
+def _asks(questions: Sequence[int], seats: Iterable[Seat]) -> int:
+    """The questions of all programs."""
+    found = 0
+    for seat in seats:
+        for program in (*seat.out, *seat.into, *seat.leaving, *seat.entering, *seat.to_guests, *seat.to_host):
+            found |= questions[program]
+    return found
 
 
 def _deltas(found: Classified, source: Class, destination: Class) -> list[tuple[Where, Delta]]:
@@ -150,15 +180,19 @@ def _merged(found: Classified, deltas: dict[_Pair, dict[int, Delta]]) -> list[Ch
 
 def _rows(found: Classified, deltas: dict[_Pair, dict[int, Delta]]) -> dict[_Row, list[tuple[int, int]]]:
     rows: dict[_Row, list[tuple[int, int]]] = {}
+    known: dict[tuple[tuple[int, int], ...], tuple[Flow, ...]] = {}
     single: list[tuple[int, _Row, tuple[int, int]]] = []  # with one IP version in common: they fit where it is named
     for (*pair, where), by_version in deltas.items():
         source, destination = pair
         for side, allowed in ((0, True), (1, False)):
-            flows = _flows(found, {version: delta[side] for version, delta in by_version.items() if delta[side]})
+            masks = tuple((version, delta[side]) for version, delta in by_version.items() if delta[side])
+            if not masks:
+                continue
+            flows = known.get(masks) or known.setdefault(masks, _flows(found, dict(masks)))
             met = _meet(found, source, destination)
-            if flows and len(met) > 1:
+            if len(met) > 1:
                 rows.setdefault((allowed, flows, where), []).append((source, destination))
-            elif flows:
+            else:
                 bare = tuple(flow._replace(version=None) for flow in flows)
                 single.append((min(met), (allowed, bare, where), (source, destination)))
     for version, (allowed, bare, where), one in single:
@@ -192,10 +226,9 @@ def _sides(pairs: Iterable[tuple[int, int]], void: Callable[[int, int], bool]) -
     return [(tuple(sorted(firsts)), tuple(sorted(seconds))) for firsts, seconds in rows]
 
 
-def _meet(found: Classified, source: int, destination: int) -> set[int]:
+def _meet(found: Classified, source: int, destination: int) -> frozenset[int]:
     """The IP versions that both have."""
-    groups: list[Group] = [found.groups[number] for number in (source, destination)]
-    return set.intersection(*({found.classes[one].version for one in group.classes} for group in groups))
+    return found.groups[source].versions & found.groups[destination].versions
 
 
 def _flows(found: Classified, masks: dict[int, int]) -> tuple[Flow, ...]:

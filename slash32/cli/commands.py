@@ -112,7 +112,7 @@ def cli(context: click.Context, socket: str) -> None:
       slash32 status                               is everything connected and in sync?
       slash32 get endpoints                        the guests that are known, with their labels
       slash32 validate -f policy.yaml              check a file, offline
-      slash32 apply -f policy.yaml --dry-run       what would change?
+      slash32 diff -f policy.yaml                  what would change, and who could speak to whom then?
       slash32 apply -f policy.yaml --wait          change it; returns when it is in every kernel
       slash32 describe endpoint web1               which policies apply to a guest
       slash32 get gnp -o yaml > backup.yaml        all policies, ready to be applied again
