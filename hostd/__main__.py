@@ -12,7 +12,7 @@ from slash32.errors import Slash32Error
 from slash32.usage import Parser
 
 from . import config as settings
-from .config import Config, ConfigError
+from .config import Config, ConfigError, Unusable
 from .inbox import InboxError
 
 _HELP = """\
@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         return _complain("interrupted")
     except PermissionError as error:
         return _complain(f"{error.filename or 'the kernel'}: permission denied; run this as root")
+    except Unusable as error:
+        return _unusable(str(error), arguments)
     except (InboxError, Slash32Error, OSError, ValueError) as error:
         return _complain(str(error))
 
@@ -144,6 +146,8 @@ def _guard(config: Config, arguments: argparse.Namespace) -> int:
     from .dataplane.host import Machine
 
     machine = Machine(config)
+    if machine.follows:
+        return 0  # the other packet filter's guard stands, until hostd has loaded all into this one
     if arguments.first_install:
         from .first_install import running_untagged
 

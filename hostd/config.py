@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from slash32.errors import quoted
+from slash32.errors import Slash32Error, quoted
 from slash32.net import Address, format_address, parse_address, parse_prefix
 
 from .ruleset import GROUP_MASK, Guard
@@ -29,6 +29,10 @@ class ConfigError(ValueError):
     """One line: file, key, what to do."""
 
 
+class Unusable(Slash32Error):
+    """What the configuration asks for is not to be had on this host: one line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Field names are the file's keys."""
@@ -42,6 +46,7 @@ class Config:
     conn_limit: int = 65536
     on_hostd_down: str = "isolate"  # isolate | refuse
     table_owner: str = "auto"  # auto | yes | no
+    packet_filter: str = "auto"  # auto | nftables | iptables
     libvirt: tuple[str, ...] = ("qemu:///system", "lxc:///")
     state_dir: Path = STATE
     run_dir: Path = RUN
@@ -118,7 +123,11 @@ def _address(text: str) -> Address:
 
 
 def _check(config: Config) -> None:
-    for key, allowed in (("on_hostd_down", ("isolate", "refuse")), ("table_owner", ("auto", "yes", "no"))):
+    for key, allowed in (
+        ("on_hostd_down", ("isolate", "refuse")),
+        ("table_owner", ("auto", "yes", "no")),
+        ("packet_filter", ("auto", "nftables", "iptables")),
+    ):
         if getattr(config, key) not in allowed:
             raise ValueError(f"{key}: {quoted(getattr(config, key), 64)} is not one of {', '.join(allowed)}")
     if not 0 < config.group_base <= GROUP_MASK or config.group_base & ~GROUP_MASK:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from slash32.errors import Slash32Error
 from slash32.notify import notify
 from slash32.sync import Applied, Held
 
@@ -21,6 +22,7 @@ from .answers import Answers
 from .calc import Calculation
 from .config import Config
 from .dataplane import monitor as kernel_says
+from .dataplane.filter import IPTABLES
 from .dataplane.host import Machine, boot_id
 from .dataplane.monitor import Monitor
 from .dataplane.netlink import Overrun
@@ -41,6 +43,7 @@ log = logging.getLogger("slash32.hostd")
 
 TICK = 0.5  # seconds
 AUDIT = 60.0  # seconds between looks at what sends no notification
+POLL = 0.25  # seconds between looks at a packet filter that sends none
 COUNT = 5.0  # seconds between looks at what staged policies have counted
 
 
@@ -65,6 +68,7 @@ class Daemon:
             self.settler.force.owe_all(calc.desired.taps)
         self.machine.prepare()
         self.settler.resync()
+        self._supplant()
         self.feed = self._feed()
         self.agent = Agent(calc, self.settler, self.feed, config.guard_prefixes)
         self.agent.exempt.listed = set(listed())
@@ -76,7 +80,8 @@ class Daemon:
         self.staged = StagedCounts()
         self.answers = Answers(Witness, self._answer)
         self._selector = selectors.DefaultSelector()
-        self._audited = self._retried = self._counted = time.monotonic()
+        self._audited = self._retried = self._counted = self._polled = time.monotonic()
+        self._pause = POLL if self.machine.packet_filter == IPTABLES else TICK
         self._said: tuple[object, ...] = ()
         self._running = True
 
@@ -123,7 +128,7 @@ class Daemon:
         self._running = False
 
     def _turn(self) -> None:
-        ready = self._selector.select(TICK)
+        ready = self._selector.select(self._pause)
         now = time.monotonic()
         for key, _ in ready:
             if isinstance(key.data, Inbox):
@@ -135,6 +140,9 @@ class Daemon:
             self._dispatched(self.feed.tick(now), now)
         self.agent.tick(now)
         self.agent.settle()
+        if now - self._polled >= POLL:
+            self._polled = now
+            self._look_at_filter()
         if now - self._retried >= TICK:
             self._retried = now
             self._slow(now)
@@ -155,6 +163,7 @@ class Daemon:
         if self.settler.retry_due(now):
             self.settler.retry(now)
         self._allow_pruning()
+        self._supplant()
         self.logs.tick(now)
         if now - self._counted >= COUNT:
             self._count_staged(now)
@@ -226,6 +235,31 @@ class Daemon:
                 break
         for event in events:
             self._kernel_said(event)
+
+    def _look_at_filter(self) -> None:
+        """iptables and ipset tell nobody of changes."""
+        table, before = self.machine.kernel.table, self.settler.counters.healed
+        try:
+            if not table.changed():
+                return
+        except OSError as error:
+            log.warning("the packet filter cannot be looked at: %s", error)
+            return
+        self.agent.resync()
+        table.settled()
+        repairs = self.settler.counters.healed - before
+        log.warning("somebody changed our tables of iptables, or sets: %d repairs", repairs)
+
+    def _supplant(self) -> None:
+        """The other packet filter's time is over as soon as all that it held is in this one."""
+        if not self.machine.follows or self.settler.refused or not self.settler.limits.prune:
+            return
+        try:
+            self.machine.supplant()
+        except (Slash32Error, OSError) as error:
+            log.error("the packet filter used before cannot be removed: %s", error)
+        else:
+            log.info("%s is in force, what stood in the other packet filter is gone", self.machine.packet_filter)
 
     def _kernel_said(self, event: kernel_says.Event) -> None:
         dirty, settler = self.agent.dirty, self.settler

@@ -2,7 +2,7 @@
 # with ipset (iptables/). Imports only the one that is asked for: the other costs memory.
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..ruleset import Guard, Rule, SetKind, SetSpec
@@ -56,10 +56,36 @@ class PacketFilter(Protocol):
     def changed(self) -> bool:
         """Somebody else changed something, and no notification tells; cheap enough for several times a second."""
 
+    def settled(self) -> None:
+        """What is there now is what is to be."""
+
+    # To follow the other packet filter on a live host: all is loaded asleep, then wakes, then the other goes.
+    asleep: bool
+
+    def prime(self, classes: Mapping[int, tuple[str, str]], exempt: Iterable[int]) -> None:
+        """The device groups that taps have from the other, and whom it lets be, before anything else is loaded."""
+
+    def wake(self) -> None:
+        """From now on packets are asked."""
+
     def remove(self) -> None:
         """All of it, and nothing else."""
 
     def close(self) -> None: ...
+
+
+def is_there(kind: str) -> bool:
+    """Something of ours stands in this packet filter."""
+    if kind == IPTABLES:
+        from .iptables.table import IptablesFilter
+
+        return IptablesFilter.is_there()
+    from .nft.table import is_owned
+
+    try:
+        return is_owned() is not None
+    except OSError:
+        return False  # no nf_tables in this kernel
 
 
 def opened(kind: str, guard: Guard, owned: bool, bridges: Callable[[], Collection[str]]) -> PacketFilter:

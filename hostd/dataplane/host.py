@@ -9,6 +9,8 @@ from pathlib import Path
 from ..config import Config
 from ..ruleset import Guard
 from . import sysctl, uplink
+from .choice import chosen
+from .filter import IPTABLES, NFTABLES, is_there, opened
 from .kernel import Kernel
 from .nft.table import is_owned, supports_owner_persist
 from .sysctl import Setting
@@ -21,14 +23,49 @@ _OWNED_TABLE = b"table inet slash32-probe { flags owner,persist; }\n"
 class Machine:
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.packet_filter = chosen(config.packet_filter)
         self.before = self._forwarding_before()
-        self.owned = self._own()
-        self.kernel = Kernel(_guard(config, self.before), self.owned)
+        self.owned = self.packet_filter == NFTABLES and self._own()
+        self.kernel = Kernel(_guard(config, self.before), self.owned, self.packet_filter)
+        self.follows = is_there(self._other)  # the other packet filter still is in force, until supplant()
+
+    @property
+    def _other(self) -> str:
+        return NFTABLES if self.packet_filter == IPTABLES else IPTABLES
 
     def prepare(self) -> None:
         """The guard stands, then the host forwards. Raises TransactionRefused, OSError."""
+        if self.follows:
+            self._prime()
         self.kernel.load()
         self.keep()
+
+    def _prime(self) -> None:
+        """Ours is built asleep beside the other, with the classes that the taps are in already."""
+        other = opened(self._other, self.kernel.guard, False, tuple)
+        try:
+            old = other.read()
+        finally:
+            other.close()
+        self.kernel.table.asleep = True
+        self.kernel.load()
+        have = self.kernel.table.read()
+        classes = {group: chains for group, chains in old.classes.items() if group not in have.classes}
+        self.kernel.table.prime(classes, old.exempt - have.exempt)
+
+    def supplant(self) -> bool:
+        """Ours is loaded, all of it: it is in force from now on, then the other goes, and nothing of it stays. True if
+        there was another. Raises TransactionRefused, OSError."""
+        if not self.follows:
+            return False
+        self.kernel.table.wake()
+        other = opened(self._other, self.kernel.guard, False, tuple)
+        try:
+            other.remove()
+        finally:
+            other.close()
+        self.follows = False
+        return True
 
     def keep(self) -> None:
         """Forwarding and its limits as they should be; writes what differs."""

@@ -19,6 +19,7 @@ from ...ruleset import (
 )
 
 _SHORT = {kind.value: f"s32{kind.value[0]}{kind.value[-1]}" for kind in SetKind}
+OURS = "s32"
 _OTHER = "s32="
 _SET_LIMIT = 31
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.]*-[A-Za-z0-9_.-]+")

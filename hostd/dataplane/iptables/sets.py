@@ -9,6 +9,7 @@ from ...ruleset import SetKind, SetSpec
 from ..netlink import NETLINK_NETFILTER, NLM_F_ACK, KernelRefused, Message, NetlinkSocket, Refusal, message
 from . import ipset
 from .ipset import Header, Member, Pair
+from .names import OURS
 
 _ENOENT = 2
 
@@ -20,6 +21,10 @@ class Task(NamedTuple):
     what: str  # for people
     kind: int
     body: bytes
+
+    @property
+    def set(self) -> str:
+        return ipset.name_of(self.body)
 
 
 class SetsRefused(Exception):
@@ -34,6 +39,7 @@ class SetsRefused(Exception):
 class Sets:
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER)
+        self.touched: set[str] = set()  # sets that were written to, for who watches them
 
     def close(self) -> None:
         self._socket.close()
@@ -53,14 +59,17 @@ class Sets:
             for number, task in enumerate(tasks)
         )
         refused = self._socket.exchange(batch, first + last)
+        self.touched.update(task.set for task in tasks)
         if refused:
             raise SetsRefused(tasks[max(0, min(last, refused[0].seq - first))], refused[0])
 
     # -- read -----------------------------------------------------------------------------------------------------
 
-    def state(self) -> bytes:
-        """Of all sets, but not what is in them: differs when a set or the number of its members does."""
-        return b"".join(reply.body for reply in self._dump(ipset.dump_request(headers=True)))
+    def headers_raw(self, name: str = "") -> dict[str, bytes]:
+        """Of all sets of ours, or of one: differ when a set or the number of its members does."""
+        replies = self._dump(ipset.dump_request(name, headers=True))
+        found = ((ipset.name_of(reply.body), reply.body) for reply in replies)
+        return {own: body for own, body in found if own.startswith(OURS)}
 
     def headers(self) -> dict[str, Header]:
         found = (ipset.header(reply.body) for reply in self._dump(ipset.dump_request(headers=True)))

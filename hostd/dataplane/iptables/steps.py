@@ -50,6 +50,7 @@ class Door(NamedTuple):
     versions: tuple[int, ...]
     known: Known
     failed: Callable[[], None]  # what is known no longer holds
+    done: Callable[[], None]
 
 
 def carry_out(door: Door, batch: Batch) -> None:
@@ -73,6 +74,7 @@ def carry_out(door: Door, batch: Batch) -> None:
         _sets(door, _grants(batch.admit, add=True))
         _record(door.known, batch, asked)
         _sets(door, _old_sets(door.known, batch))
+        door.done()
     except (TransactionRefused, OSError):
         door.failed()
         raise

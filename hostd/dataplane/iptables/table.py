@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from slash32.net import host_prefix
@@ -26,6 +26,7 @@ from .skeleton import BRIDGES, FILLED, GATE, ONTO, POLICY_TABLES, SECURITY, TABL
 from .steps import Door, edit_behind, edit_exempt
 from .stray import Stray, StrayClass, StrayExempt, StrayPair
 from .transaction import Transaction
+from .watch import Watch
 
 _ENDPOINTS = 65536
 _IPV6 = Path("/proc/net/if_inet6")
@@ -39,7 +40,8 @@ class IptablesFilter:
         self._sets = Sets()
         self._versions = (4, 6) if _IPV6.exists() else (4,)
         self._known: Known | None = None
-        self._seen: object = None
+        self._watch = Watch(self._sets, self._versions, bridges)
+        self.asleep = False  # all is there, but no packet is led there yet
 
     def close(self) -> None:
         self._sets.close()
@@ -52,10 +54,15 @@ class IptablesFilter:
         if self._known is None:
             self._learn(self._tables(), self._sets.headers())
         assert self._known is not None
-        return Transaction(Door(self._sets, self._guard, self._versions, self._known, self._forget))
+        return Transaction(Door(self._sets, self._guard, self._versions, self._known, self._forget, self._wrote))
 
     def _forget(self) -> None:
         self._known = None
+
+    def _wrote(self) -> None:
+        self._watch.wrote_tables()
+        self._watch.wrote_sets(self._sets.touched)
+        self._sets.touched.clear()
 
     def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:
         """What read() gives for a chain of these rules."""
@@ -91,6 +98,11 @@ class IptablesFilter:
         self.settled()
         return not right
 
+    @property
+    def _places(self) -> list[int]:
+        """Of our rule among those of a built-in chain."""
+        return [] if self.asleep else [0]
+
     def stands(self) -> bool:
         return self._stands(self._tables(), self._sets.headers())
 
@@ -102,7 +114,7 @@ class IptablesFilter:
     def _is_right(self, table: Table, name: str, version: int) -> bool:
         wanted = part(self._guard, name, version)
         return (
-            all(_hooked(table, hook, chain) == [0] for hook, chain in wanted.hooks.items())
+            all(_hooked(table, hook, chain) == self._places for hook, chain in wanted.hooks.items())
             and all(chain in table.chains for chain in FILLED[name])
             and all(
                 chain in table.chains and known.notes(table, chain) == tuple(line.fingerprint for line in lines)
@@ -144,8 +156,8 @@ class IptablesFilter:
             for chain, lines in wanted.chains.items():
                 edit.chain(chain, lines)
             for hook, chain in wanted.hooks.items():
-                if _hooked(table, hook, chain) != [0]:
-                    _hook_up(edit, table, hook, chain)
+                if _hooked(table, hook, chain) != self._places:
+                    _hook_up(edit, table, hook, chain, self._places)
         edits[SECURITY].chain(BRIDGES, [
             Line(named(incoming, bridge), goto(ONTO), f"bridge {bridge}")
             for bridge in sorted(bridges) for incoming in (True, False)
@@ -234,17 +246,42 @@ class IptablesFilter:
     # -- others ---------------------------------------------------------------------------------------------------
 
     def changed(self) -> bool:
-        """Whether something of iptables, ipset or the bridges is not as it was at the last read(), load() or commit:
-        nobody is told of that here. Cheap: sizes only."""
-        return self._state() != self._seen
+        """Whether something of iptables, ipset or the bridges is not as it was after the last read(), load() or commit:
+        nobody is told of that here."""
+        return self._watch.changed()
 
     def settled(self) -> None:
-        """What is there now is what was to be."""
-        self._seen = self._state()
+        self._watch.settled()
+        self._sets.touched.clear()
 
-    def _state(self) -> object:
-        infos = tuple(entries.info(version, name) for version in self._versions for name in TABLES)
-        return infos, self._sets.state(), frozenset(self._bridges())
+    # -- in place of the other packet filter ------------------------------------------------------------------------
+
+    def prime(self, classes: Mapping[int, tuple[str, str]], exempt: Iterable[int]) -> None:
+        """The device groups that taps have already, from the other packet filter; their chains are filled later."""
+        change = self.transaction()
+        for group, chains in classes.items():
+            for chain in chains:
+                change.put_chain(chain, (), None)
+            change.put_class(group, *chains, None)
+        for ifindex in exempt:
+            change.exempt(ifindex, True, None)
+        change.commit()
+
+    def wake(self) -> None:
+        """From now on packets are asked."""
+        self.asleep = False
+        self.load()
+
+    @staticmethod
+    def is_there() -> bool:
+        """Something of ours is. Makes no table to find that out."""
+        door = Sets()
+        try:
+            return bool(OWN_SETS & door.headers().keys())
+        except OSError:
+            return False  # no ipset in this kernel
+        finally:
+            door.close()
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -266,10 +303,11 @@ def _hooked(table: Table, hook: str, chain: str) -> list[int]:
     return [at for at, entry in enumerate(table.chains.get(hook, ())) if entry.verdict == f"-j {chain}"]
 
 
-def _hook_up(edit: Edit, table: Table, hook: str, chain: str) -> None:
+def _hook_up(edit: Edit, table: Table, hook: str, chain: str, places: Sequence[int]) -> None:
     for at in reversed(_hooked(table, hook, chain)):
         edit.raw(f"-D {hook} {at + 1}")
-    edit.raw(Line((), jump(chain)).text(f"{hook} 1", verb="-I"))
+    if places:
+        edit.raw(Line((), jump(chain)).text(f"{hook} 1", verb="-I"))
 
 
 def _take_down(edit: Edit, table: Table, hooks: dict[str, str], name: str) -> None:

@@ -2,7 +2,7 @@
 # netlink socket, which in owned mode also is what keeps others out of the tables. One thread.
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from ...ruleset import Guard, Rule
 from ..netlink import NETLINK_NETFILTER, NetlinkSocket
@@ -53,6 +53,7 @@ class NftTable:
     def __init__(self, guard: Guard, owned: bool = False) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER)
         self._owned = owned
+        self.asleep = False  # all is there, but no packet is led there yet: the tables are dormant
         self._skeletons: dict[int, Skeleton] = {family: SKELETONS[family](guard) for family in _FAMILIES}
 
     def close(self) -> None:
@@ -79,6 +80,25 @@ class NftTable:
     def changed(self) -> bool:
         """Never unsaid: the kernel tells of every change."""
         return False
+
+    def settled(self) -> None:
+        """What is there now is what is to be."""
+
+    def prime(self, classes: Mapping[int, tuple[str, str]], exempt: Iterable[int]) -> None:
+        """The device groups that taps have from the other packet filter; the chains are filled later."""
+        change = self.transaction()
+        for group, chains in classes.items():
+            for chain in chains:
+                change.put_chain(chain, (), None)
+            change.put_class(group, *chains, None)
+        for ifindex in exempt:
+            change.exempt(ifindex, True, None)
+        change.commit()
+
+    def wake(self) -> None:
+        """From now on packets are asked. Raises TransactionRefused."""
+        self.asleep = False
+        self.load()
 
     def remove(self) -> None:
         """Both tables, with all that is in them. Raises TransactionRefused."""
@@ -170,16 +190,15 @@ class NftTable:
         )
 
     def _ours(self, dumped: Dump) -> bool:
-        if not self._owned:
-            return dumped.flags == 0
-        return dumped.flags == _OWNED and dumped.owner == self._socket.port
+        return dumped.flags == self._flags() and (not self._owned or dumped.owner == self._socket.port)
 
     def _keeps(self, dumped: Dump | None) -> bool:
-        """The table is, or by adoption becomes, of the right kind. The kernel changes no other flag of a table."""
-        return dumped is not None and dumped.flags & ~k.TABLE_OWNER == (k.TABLE_PERSIST if self._owned else 0)
+        """The table is, or by adoption or waking becomes, of the right kind. The kernel changes no other flag."""
+        kept = ~(k.TABLE_OWNER | k.TABLE_DORMANT)
+        return dumped is not None and dumped.flags & kept == (k.TABLE_PERSIST if self._owned else 0)
 
     def _flags(self) -> int:
-        return _OWNED if self._owned else 0
+        return (_OWNED if self._owned else 0) | (k.TABLE_DORMANT if self.asleep else 0)
 
     def _repair(self, change: Transaction, family: int, skeleton: Skeleton, dumped: Dump | None) -> None:
         if dumped is not None and not self._keeps(dumped):
