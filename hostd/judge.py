@@ -57,7 +57,19 @@ class Judgement(NamedTuple):
 
 
 _Test = Callable[[Packet, Ways], bool]
-_Read = tuple[tuple[tuple[_Test, ...], Rule], ...]
+_DECIDED, _ON, _SAID, _JUMP, _GOTO = range(5)
+
+
+class _Step(NamedTuple):
+    """A rule, ready to be asked. `word`: the chain it leads to, or what it logs."""
+
+    tests: tuple[_Test, ...]
+    then: int
+    word: str
+    counted: bool
+
+
+_Read = tuple[_Step, ...]
 
 
 class View:
@@ -76,8 +88,7 @@ class View:
         rules = self.chains.get(chain, ())
         known = self._read.get(chain)
         if known is None or known[0] is not rules:
-            tests = tuple((tuple(_test(match, self.contains) for match in rule.matches), rule) for rule in rules)
-            known = self._read[chain] = rules, tests
+            known = self._read[chain] = rules, tuple(_step(rule, self.contains) for rule in rules)
         return known[1]
 
 
@@ -104,26 +115,37 @@ def _walk(walk: _Walk, chain: str, depth: int) -> tuple[str, int, Rule] | None:
     """Where it was decided: chain, position, rule."""
     if depth == 0:
         raise ValueError(f"chain {chain!r} lies too deep")
-    packet, ways = walk.packet, walk.ways
-    for position, (tests, rule) in enumerate(walk.view.read(chain)):
+    view, packet, ways, logs, counts = walk
+    for position, (tests, then, word, counted) in enumerate(view.read(chain)):
         for test in tests:
             if not test(packet, ways):
                 break
         else:
-            if rule.counted:
-                walk.counted.append((chain, position))
-            verdict = rule.verdict
-            if isinstance(verdict, Verdict):
-                if verdict is not Verdict.CONTINUE:
-                    return chain, position, rule
-            elif isinstance(verdict, Log):
-                walk.logs.append(verdict.tag)
-            else:
-                decided = _walk(walk, verdict.chain, depth - 1)
-                if decided is not None or isinstance(verdict, Goto):
+            if counted:
+                counts.append((chain, position))
+            if then == _DECIDED:
+                return chain, position, view.chains[chain][position]
+            if then == _SAID:
+                logs.append(word)
+            elif then != _ON:
+                decided = _walk(walk, word, depth - 1)
+                if decided is not None or then == _GOTO:
                     return decided  # what falls out of where it went to does not come back here
-                assert isinstance(verdict, Jump)
     return None
+
+
+def _step(rule: Rule, contains: Callable[[str, Address], bool]) -> _Step:
+    tests = tuple(_test(match, contains) for match in rule.matches)
+    match rule.verdict:
+        case Jump(chain):
+            return _Step(tests, _JUMP, chain, rule.counted)
+        case Goto(chain):
+            return _Step(tests, _GOTO, chain, rule.counted)
+        case Log(tag):
+            return _Step(tests, _SAID, tag, rule.counted)
+        case Verdict.CONTINUE:
+            return _Step(tests, _ON, "", rule.counted)
+    return _Step(tests, _DECIDED, "", rule.counted)
 
 
 def _test(match: Match, contains: Callable[[str, Address], bool]) -> _Test:

@@ -12,8 +12,9 @@ from .desired import Actual, ClassChains, Member
 from .ends import End, Ends
 from .forwarding import Way
 from .judge import Judgement, View, judge, within
-from .revoke import HOST, Change, Flow, InForce, OwnSocket, Side
-from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, HOST_IN, HOST_OUT, Goto, Jump, Rule, Verdict
+from .revoke import HOST, Change, Flow, InForce, OwnSocket
+from .revoke import Side as Place
+from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, HOST_IN, HOST_OUT, Goto, Jump, Ports, Rule, Side, Verdict
 
 _EVERYTHING: tuple[Member, ...] = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
 _IN, _OUT = ((HOST, HOST_CHAINS.index(name)) for name in (HOST_IN, HOST_OUT))
@@ -38,6 +39,8 @@ class Trial:
         self._before = View({**after, **change.chains}, _asking(self._members_before))
         self._ends = Ends(actual, around.way_to, around.dispatcher_port)
         self._keeping = dict.fromkeys(around.keeping, True)
+        self._known: dict[tuple[object, ...], Judgement | None] = {}
+        self._asks_source_ports = any(map(_asks_source_ports, (*force.chains.values(), *change.chains.values())))
         self._of_host = any(ifindex == HOST for ifindex, _ in change.sides)
         self._guests_may = bool(force.chains.get(HOST_GUESTS) or change.chains.get(HOST_GUESTS))
 
@@ -57,7 +60,7 @@ class Trial:
         if self._of_host:
             ends += [end for end in self._ends.of_host(packet) if end.side in self._change.sides]
         for end in ends:
-            lost = self._lost(flow, end)
+            lost = self._lost_like(packet, end)
             if lost is None or self._never_asked(flow, end.side):
                 continue
             if not self._is_kept(flow, end.side, lost):
@@ -68,7 +71,7 @@ class Trial:
             self.kept.add(flow.name)
         return False
 
-    def _note_socket(self, packet: Packet, side: Side) -> None:
+    def _note_socket(self, packet: Packet, side: Place) -> None:
         ports = packet.source_port, packet.destination_port
         if packet.protocol != TCP or ports[0] is None or ports[1] is None:
             return
@@ -78,23 +81,34 @@ class Trial:
         elif side == _IN:
             self.sockets.add(OwnSocket(*begun[2:], *begun[:2]))
 
-    def _never_asked(self, flow: Flow, side: Side) -> bool:
+    def _never_asked(self, flow: Flow, side: Place) -> bool:
         return side[0] != HOST and self._ends.never_asked(flow.packet, side, self._guests_may)
 
-    def _lost(self, flow: Flow, end: End) -> Judgement | None:
+    def _lost_like(self, packet: Packet, end: End) -> Judgement | None:
+        """Flows between the same two to the same port are many, and seldom does anybody ask where they come from."""
+        if self._asks_source_ports:
+            return self._lost(packet, end)
+        like = (end, packet.source, packet.destination, packet.protocol, packet.destination_port, packet.icmp)
+        try:
+            return self._known[like]
+        except KeyError:
+            found = self._known[like] = self._lost(packet, end)
+            return found
+
+    def _lost(self, packet: Packet, end: End) -> Judgement | None:
         """By what it was allowed before, if it was and is not now; an empty judgement where one cannot know."""
         chain = self._chain(end.side)
         if chain is None:
             return None  # of no class: it is closed, whatever flows
-        now = judge(self._after, chain, flow.packet, end.ways).accept
+        now = judge(self._after, chain, packet, end.ways).accept
         if now or (now is None and end.open):
             return None
         if not self._change.sides[end.side]:
             return Judgement(None)
-        before = judge(self._before, self._chain_before(end.side), flow.packet, end.ways)
+        before = judge(self._before, self._chain_before(end.side), packet, end.ways)
         return before if before.accept or (before.accept is None and end.open) else None
 
-    def _is_kept(self, flow: Flow, side: Side, before: Judgement) -> bool:
+    def _is_kept(self, flow: Flow, side: Place, before: Judgement) -> bool:
         """By the rule that allowed it, or its policy as it is now; where that is unknown, by any that applies now."""
         if self._change.sides[side]:
             rules = self._force.chains.get(before.chain, ())
@@ -102,14 +116,14 @@ class Trial:
         chain = self._chain(side)
         return flow.name in self._force.kept or (chain is not None and self._keeps(chain))
 
-    def _chain(self, side: Side) -> str | None:
+    def _chain(self, side: Place) -> str | None:
         ifindex, way = side
         if ifindex == HOST:
             return HOST_CHAINS[way]
         chains = self._class(ifindex)
         return chains[way] if chains is not None else None
 
-    def _chain_before(self, side: Side) -> str:
+    def _chain_before(self, side: Place) -> str:
         ifindex, way = side
         return HOST_CHAINS[way] if ifindex == HOST else self._change.classes[ifindex][way]
 
@@ -132,6 +146,10 @@ class Trial:
     def _class(self, ifindex: int) -> ClassChains | None:
         tap = self._actual.taps.get(ifindex)
         return self._actual.classes.get(tap.group) if tap is not None else None
+
+
+def _asks_source_ports(rules: tuple[Rule, ...]) -> bool:
+    return any(isinstance(match, Ports) and match.side is Side.SRC for rule in rules for match in rule.matches)
 
 
 def _asking(members: Callable[[str], Collection[Member]]) -> Callable[[str, Address], bool]:
