@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ import pytest
 from netns import Namespace, eventually, run
 from town import Session, Town, tracked
 
-from hostd.revoke import Flow
+from hostd.dataplane import sockets
+from hostd.revoke import Flow, OwnSocket
 from slash32.net import parse_prefix
 from slash32.pack import Kind, ObjectKey
 from slash32.policy import Action, Direction, HostEndpoint, Peer, Policy, PortRange, Profile, Rule
@@ -220,6 +222,30 @@ def test_host_endpoints(town: Town, peer: Namespace, mapped: bool) -> None:
         doomed.listen()
     alive = {flow for flow in look(town, anything=True) if flow.protocol == 6 and flow.source_port != 8080}
     assert {flow.destination_port for flow in alive} == {22, 8080}
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["v4", "v4 in v6 sockets"])
+def test_who_listens_outlives_a_session_that_is_over(netns: Namespace, mapped: bool) -> None:
+    """Its flow is known for two minutes more; the kernel then finds the listener by its names."""
+    family, address = (socket.AF_INET6, "::") if mapped else (socket.AF_INET, "127.0.0.1")
+    with contextlib.closing(socket.create_server((address, 0), family=family, dualstack_ipv6=mapped)) as server:
+        server.settimeout(5)
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as far:
+            accepted, _ = server.accept()
+            own = OwnSocket(bytes([127, 0, 0, 1]), port, bytes([127, 0, 0, 1]), far.getsockname()[1])
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+        sockets.destroy([own])
+        with socket.create_connection(("127.0.0.1", port)) as far:
+            accepted, _ = server.accept()
+            sockets.destroy([own._replace(far_port=far.getsockname()[1])])
+            accepted.settimeout(5)
+            with pytest.raises(ConnectionAbortedError):
+                accepted.recv(1)
+            accepted.close()
+        socket.create_connection(("127.0.0.1", port)).close()
+        server.accept()[0].close()
 
 
 class Far:
