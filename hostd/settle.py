@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from slash32.errors import Slash32Error
 from slash32.net import Address, Prefix
+from slash32.policy import Direction
 from slash32.wire import Failure
 
 from .calc import Calculation
@@ -103,7 +104,7 @@ class Settler:
         """Flows that are no longer allowed end before anybody hears that the change is in force. What cannot be ended
         is owed: all flows of these taps are judged anew with each retry."""
         keeping = (p for p in self.calc.world.policies.values() if p.keep_established)
-        chains = frozenset(policy_chain(p.name, way) for p in keeping for way in p.types)
+        chains = frozenset(policy_chain(p.name, way) for p in keeping for way in Direction)
         around = Surroundings(self.kernel.way_to, chains, self.dispatcher_port)
         trial = Trial(change, self.force, self.actual, around)
         taps = {ifindex for ifindex, _ in change.sides}

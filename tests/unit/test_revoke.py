@@ -283,6 +283,13 @@ def test_also_one_that_allows_nothing_any_more(host: Host) -> None:
     assert host.model.tracked == set(ALL)
 
 
+def test_also_one_that_is_of_the_other_direction_now(host: Host) -> None:
+    host.track(*ALL)
+    other = policy("other", 'role == "web"', (), (DENY,))
+    host.put(other, policy("web", 'role == "web"', (ALLOW,), (), keep=True))
+    assert host.model.tracked == set(ALL)
+
+
 # -- host endpoints ---------------------------------------------------------------------------------------------------
 
 SELF, ELSEWHERE = parse_address("192.0.2.254"), parse_address("192.0.2.9")
