@@ -33,6 +33,7 @@ ERRORS = {
     4103: "it is there already, of another type",
     4105: "a prefix length that this type does not take",
     4352: "the set is full",
+    4353: "it does not take 0.0.0.0 or ::",
 }
 
 
@@ -75,7 +76,7 @@ def elements(kind: SetKind, members: Iterable[Member]) -> Iterator[bytes]:
     name, version = TYPES[kind]
     width = 4 if version == 4 else 16
     if name == "hash:ip":
-        found = list(members)
+        found = [member for member in members if member != bytes(width)]  # ipset does not take 0.0.0.0, nor ::
         if not {width}.issuperset(map(len, found)):
             raise ValueError(f"a member of a set of {width}-byte addresses has another length")
         yield from _pieces(_addresses(width, b"".join(found)), len(_single(bytes(width))))  # type: ignore[arg-type]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from slash32.net import Prefix
 
-from ...ruleset import GUEST_EGRESS, SetSpec
+from ...ruleset import HOST_CHAINS, SetSpec
 from . import classes, ipset
 from .entries import Entry, Table
 from .ipset import Header
 from .lines import MARK
-from .names import BEHIND, CONSTANT, abstract_set
+from .names import BEHIND, CONSTANT, abstract_set, is_policy_chain
 from .skeleton import (
     EXEMPT_FROM,
     EXEMPT_IN,
@@ -77,20 +77,22 @@ def notes(table: Table, chain: str) -> tuple[str, ...]:
     return tuple(map(note, table.chains.get(chain, ())))
 
 
-def is_policy(chain: str) -> bool:
-    return not chain.startswith("s32-") and chain != GUEST_EGRESS
+def policies(tables: Tables) -> set[str]:
+    """Chains of policies: by their names, and what is in them or that they stand in both tables."""
+    places: dict[str, set[str]] = {}
+    for (_, name), table in tables.items():
+        for chain, rules in table.chains.items() if name in POLICY_TABLES else ():
+            if is_policy_chain(chain):
+                marked = any(not note(entry).startswith(FOREIGN) for entry in rules)
+                places.setdefault(chain, set()).update(POLICY_TABLES if marked else {name})
+    return {chain for chain, where in places.items() if len(where) == len(POLICY_TABLES)}
 
 
 def fingerprints(tables: Tables) -> dict[str, tuple[str, ...]]:
     """Of the chains of policies. One that is not the same wherever it should be has a stranger at its end."""
     found: dict[str, tuple[str, ...]] = {}
-    names = {
-        chain
-        for (version, name), table in tables.items()
-        if name in POLICY_TABLES
-        for chain in table.chains
-        if is_policy(chain) and not chain.isupper() and (chain not in FILLED[name] or table.chains[chain])
-    }
+    filled = {chain for table in tables.values() for chain, rules in table.chains.items() if rules}
+    names = {chain for chain in policies(tables) if chain not in HOST_CHAINS or chain in filled}
     versions = sorted({version for version, _ in tables})
     for chain in names:
         copies = [

@@ -23,6 +23,7 @@ OURS = "s32"
 _OTHER = "s32="
 _SET_LIMIT = 31
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.]*-[A-Za-z0-9_.-]+")
+_OURS = re.compile(r"(?:[pfs][io]|from|to|(?:tail|tier)-(?:in|out))-.+")
 _OUTWARD = {"po", "fo", "so", "from"}
 _OUTWARD_HOST = frozenset((HOST_OUT, HOST_FORWARD_OUT, HOST_TO_GUESTS, HOST_GUESTS))
 
@@ -55,10 +56,15 @@ def constant_set(nets: Iterable[Prefix]) -> str:
 
 
 def policy_chain(name: str) -> str:
-    """The name itself. Raises ValueError where iptables would not take it, or it could be the guard's own."""
-    if len(name) > NAME_LIMIT or not _CHAIN.fullmatch(name) or name.startswith("s32-"):
+    """The name itself. Raises ValueError where iptables would not take it, or it does not say which way it is asked."""
+    if len(name) > NAME_LIMIT or not _CHAIN.fullmatch(name) or not is_policy_chain(name):
         raise ValueError(f"{name[:200]!r} is no name for a chain: at most {NAME_LIMIT} characters, like pi-web")
     return name
+
+
+def is_policy_chain(name: str) -> bool:
+    """By its name it can be one of ours; others' chains stand in the same tables."""
+    return name in HOST_CHAINS or _OURS.fullmatch(name) is not None
 
 
 def is_outward(chain: str) -> bool:
@@ -66,4 +72,4 @@ def is_outward(chain: str) -> bool:
     `accept` leads depends on that."""
     if chain in HOST_CHAINS:
         return chain in _OUTWARD_HOST
-    return chain.partition("-")[0] in _OUTWARD or chain.startswith("tail-out-")
+    return chain.partition("-")[0] in _OUTWARD or chain.startswith(("tail-out-", "tier-out-"))

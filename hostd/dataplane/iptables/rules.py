@@ -28,7 +28,7 @@ from ...ruleset import (
 )
 from ..nft.intervals import Interval, merge, prefix_interval, prefixes_of
 from . import lines as words
-from .lines import ACCEPT, DROP, Line, safe_comment
+from .lines import ACCEPT, DROP, RETURN, Line, safe_comment
 from .names import constant_set, kernel_set
 
 _SLOTS = 15  # ports that one multiport match takes; a range is two
@@ -97,6 +97,8 @@ def _act(rule: Rule) -> tuple[str, ...]:
             return ACCEPT
         case Verdict.DROP:
             return DROP
+        case Verdict.RETURN:
+            return RETURN
     return ()
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from slash32.net import Prefix
 
-from ...ruleset import GUEST_EGRESS, HOST_CHAINS, Guard
+from ...ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, Guard
 from ..netlink import Refusal
 from ..nft.transaction import TransactionRefused
 from . import about, classes, restore, sets
@@ -217,7 +217,7 @@ def _edits(door: Door, batch: Batch, version: int) -> Edits:
         edit = edits[table]
         edit.chain(GATE, ())  # open, if it was not
         for name, put in batch.puts.items():
-            accept = ACCEPT_LEADS.get((table, is_outward(name)), "")
+            accept = "" if name == HOST_GUESTS else ACCEPT_LEADS.get((table, is_outward(name)), "")
             edit.policy(name, (lines(rule, version) for rule in put.rules), put.label, accept)
     if batch.classes:
         _edit_classes(door, batch, edits)
@@ -262,14 +262,13 @@ def _edit_classes(door: Door, batch: Batch, edits: Edits) -> None:
     """Only the way to the classes that change is written anew."""
     after = classes_after(door.known, batch)
     for root, side, tables in ((FROM, 0, POLICY_TABLES), (TO, 1, (SECURITY,))):
-        old = classes.tree(root, door.guard.group_base, {g: c[side] for g, c in door.known.classes.items()})
         new = classes.tree(root, door.guard.group_base, {g: c[side] for g, c in after.items()})
         touched = {name for group in batch.classes for name in classes.path(root, group)}
         for table in tables:
             for name in sorted(touched):
                 if name in new:
                     edits[table].chain(name, new[name])
-                elif name in old:
+                else:
                     edits[table].remove(name)
 
 

@@ -16,7 +16,7 @@ from ..nft.reading import Actual
 from . import about, entries, known, restore, sets
 from .entries import Table
 from .ipset import PAIRS, Header
-from .known import Known, Tables, is_policy
+from .known import Known, Tables
 from .lines import Line, goto, jump, named
 from .names import BEHIND, CONSTANT, OWN_SETS, SOURCE, abstract_set
 from .restore import Edit
@@ -212,7 +212,7 @@ class IptablesFilter:
         indexes = {i for t in tables.values() for rs in t.chains.values() for e in rs for i, _ in e.sets}
         names = entries.set_names(indexes)
         now = Known(
-            chains={c for v, n in tables if n in POLICY_TABLES for c in tables[v, n].chains if is_policy(c)},
+            chains=known.policies(tables),
             classes=known.classes_of(tables)[0],
             exempt=known.exempted(tables)[0],
             asked=known.asked(tables, names),
@@ -291,10 +291,11 @@ class IptablesFilter:
         for version in self._versions:
             edits = {name: Edit() for name in TABLES}
             for name, edit in edits.items():
-                _take_down(edit, tables[version, name], part(self._guard, name, version).hooks, name)
+                ours = known.policies(tables) | {GUEST_EGRESS} if name in POLICY_TABLES else set()
+                _take_down(edit, tables[version, name], part(self._guard, name, version).hooks, ours)
             restore.write(version, edits)
-        ours = [n for n in self._sets.headers() if n in OWN_SETS or n.startswith(CONSTANT) or abstract_set(n)]
-        self._sets.carry_out([sets.destroying(name) for name in ours])
+        own_sets = [n for n in self._sets.headers() if n in OWN_SETS or n.startswith(CONSTANT) or abstract_set(n)]
+        self._sets.carry_out([sets.destroying(name) for name in own_sets])
         self._known = None
 
 
@@ -310,20 +311,13 @@ def _hook_up(edit: Edit, table: Table, hook: str, chain: str, places: Sequence[i
         edit.raw(Line((), jump(chain)).text(f"{hook} 1", verb="-I"))
 
 
-def _take_down(edit: Edit, table: Table, hooks: dict[str, str], name: str) -> None:
+def _take_down(edit: Edit, table: Table, hooks: dict[str, str], ours: Collection[str]) -> None:
     for hook, chain in hooks.items():
         for at in reversed(_hooked(table, hook, chain)):
             edit.raw(f"-D {hook} {at + 1}")
-    for chain, lines in table.chains.items():
-        if chain.isupper():
-            continue
-        ours = chain.startswith("s32-") or (name in POLICY_TABLES and _is_ours(chain, lines))
-        if ours:
+    for chain in table.chains:
+        if chain.startswith("s32-") or chain in ours:
             edit.remove(chain)
-
-
-def _is_ours(chain: str, lines: Sequence[entries.Entry]) -> bool:
-    return chain in (*HOST_CHAINS, GUEST_EGRESS) or any(not known.note(e).startswith("?") for e in lines)
 
 
 def _name(ifindex: int) -> str:
