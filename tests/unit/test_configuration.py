@@ -59,6 +59,7 @@ HOSTD = [  # text, and a piece of the complaint
     ("conn_limit = true", "conn_limit: give a number"),
     ('on_hostd_down = "open"', "on_hostd_down:"),
     ("table_owner = true", "table_owner: give a string"),
+    ('packet_filter = "nft"', "packet_filter: \"nft\" is not one of auto"),
     ("libvirt = []", "libvirt:"),
     ('libvirt = ["system"]', "libvirt:"),
     ('state_dir = "here"', "state_dir:"),
@@ -143,7 +144,7 @@ def test_the_guard_goes_up_whatever_the_file_says(tmp_path: Path, monkeypatch: p
     class Machine:
         def __init__(self, config: Config) -> None:
             loaded.append(config)
-            self.kernel = self
+            self.kernel, self.follows = self, False
 
         def load(self) -> None:
             loaded.append(loaded[-1])
