@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--suite", default="bookworm", help="Debian release of the nodes: bookworm or trixie")
     up.add_argument("--host-deb", type=Path, action="append", default=[], metavar="FILE", help="install on hypervisors")
     up.add_argument("--dispatcher-deb", type=Path, action="append", default=[], metavar="FILE", help="on dispatchers")
+    up.add_argument("--legacy", action="append", default=[], metavar="HOST", help="HOST has iptables-legacy")
     down = commands.add_parser("down", help="stop a rack and remove every trace of it")
     down.add_argument("--all", action="store_true", help="all racks of this machine")
     commands.add_parser("status", help="the nodes of a rack")
@@ -126,7 +127,8 @@ def _node(options: argparse.Namespace) -> Node:
 def _up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, _interrupt)
     debs = {"host_debs": options.host_deb, "dispatcher_debs": options.dispatcher_deb}
-    made = rack.Rack(options.name, options.hosts, options.dispatcher, suite=options.suite, tied=False, **debs)
+    kinds = {"suite": options.suite, "legacy": options.legacy}
+    made = rack.Rack(options.name, options.hosts, options.dispatcher, **kinds, tied=False, **debs)
     ready = (racks() / options.name / "ready").exists()
     if ready and all(node.running for node in rack.Rack.attach(options.name).nodes):
         print(f"lab/rack: rack {options.name} is already up (lab/rack down ends it)", file=sys.stderr)

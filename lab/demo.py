@@ -278,16 +278,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("lab.demo", description="slash32 at work on a rack in this machine.")
     parser.add_argument("--keep", action="store_true", help="leave the rack up at the end (make demo KEEP=1)")
     parser.add_argument("--name", default="lab", help="name of the rack; one of this name that is up is replaced")
+    parser.add_argument("--legacy", action="append", default=[], metavar="HOST", help="HOST has iptables-legacy")
     options = parser.parse_args(argv)
     if os.geteuid() != 0:
         print("demo: run as root: it makes namespaces and mounts", file=sys.stderr)
         return 1
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    return perform(options.name, options.keep)
+    return perform(options.name, options.keep, options.legacy)
 
 
-def perform(name: str, keep: bool) -> int:
+def perform(name: str, keep: bool, legacy: Sequence[str] = ()) -> int:
     screen = Screen()
     print(screen.paint("slash32: routed guests behind a label firewall, shown on two hypervisors in this machine", "1"))
     rack: Rack | None = None
@@ -295,7 +296,7 @@ def perform(name: str, keep: bool) -> int:
     try:
         screen.line("packages (a fresh checkout: about ten seconds)")
         prepared = [base.root(), guest.layer()]
-        rack = product.new_rack(name, tied=not keep)
+        rack = product.new_rack(name, tied=not keep, legacy=legacy)
         screen.line(f"ready: {' '.join(path.name for path in prepared)}", "2")
         demo = Demo(rack, screen)
         demo.run()

@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
 }
 BOOT = Path(__file__).with_name("boot.py")
+LEGACY = [f"{name}tables{what}" for name in ("ip", "ip6") for what in ("", "-restore", "-save")]  # alternatives
 
 
 class Node:
@@ -71,8 +72,9 @@ class Node:
     def running(self) -> bool:
         return self._recorded("init") is not None
 
-    def prepare(self, hosts: str) -> None:
-        """Lay out the disk: host name, hosts file, machine id, libvirt's host uuid."""
+    def prepare(self, hosts: str, legacy: bool = False) -> None:
+        """Lay out the disk: host name, hosts file, machine id, libvirt's host uuid. LEGACY: its iptables is the old
+        one, as after update-alternatives."""
         for part in ("up", "work", "root"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         identity = digest(self.netns) * 2
@@ -82,6 +84,10 @@ class Node:
         self._put("etc/resolv.conf", "")
         self._put("etc/machine-id", f"{identity}\n")
         self._put("etc/libvirt/libvirtd.conf", f'{libvirtd}\nhost_uuid = "{uuid.UUID(identity)}"\n')
+        for name in LEGACY if legacy else ():
+            link = self.disk / "etc/alternatives" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"/usr/sbin/{name.replace('tables', 'tables-legacy')}")
 
     def _put(self, path: str, text: str) -> None:
         target = self.disk / path

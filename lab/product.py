@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,13 @@ def debs() -> Debs:
         raise LabError(f"packaging/deb/build made no {missing.args[0]}") from None
 
 
-def new_rack(name: str, hosts: int = 2, *, tied: bool = True, suite: str = "bookworm") -> Rack:
+def new_rack(
+    name: str, hosts: int = 2, *, tied: bool = True, suite: str = "bookworm", legacy: Collection[str] = ()
+) -> Rack:
     """A rack (not up yet) whose nodes have the packages installed, in cached layers."""
     files = debs()
     layers = {"host_debs": files.on_hosts, "dispatcher_debs": files.on_dispatchers}
-    return Rack(name, hosts, True, suite=suite, tied=tied, **layers)
+    return Rack(name, hosts, True, suite=suite, legacy=legacy, tied=tied, **layers)
 
 
 def deploy(rack: Rack, seconds: float = 30) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,8 @@ DISPATCHER_INDEX, HOST_INDEX = (10, 9, 8, 7, 6), 11
 class Rack:
     """hosts hypervisors (h1...) and dispatchers (d1...; True is one). With tied=True (what the context manager wants)
     the nodes lose power when this process dies, however it dies; tied=False leaves them for the next lab/rack command.
-    host_debs and dispatcher_debs are installed into cached layers, so that the nodes boot with them."""
+    host_debs and dispatcher_debs are installed into cached layers, so that the nodes boot with them. The hypervisors
+    named in legacy have iptables-legacy as their iptables."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Rack:
         suite: str = "bookworm",
         host_debs: Sequence[Path] = (),
         dispatcher_debs: Sequence[Path] = (),
+        legacy: Collection[str] = (),
         tied: bool = True,
     ) -> None:
         if not re.fullmatch(r"[a-z0-9]{1,8}", name):
@@ -50,6 +52,7 @@ class Rack:
         self._counts = (hosts, int(dispatcher))
         self.folder = racks() / name
         self.tor = Tor(f"s32-{name}-tor", self.folder)
+        self.legacy = frozenset(legacy)
         self._debs = {"h": list(host_debs), "d": list(dispatcher_debs)}
         self._life = os.pipe() if tied else None
         self._nodes: dict[str, Node] = {}
@@ -61,7 +64,8 @@ class Rack:
             state = json.loads((racks() / name / "rack.json").read_text())
         except (FileNotFoundError, ValueError):
             raise LabError(f"no rack '{name}' is up: run 'lab/rack up --name {name}'") from None
-        rack = cls(name, state["hosts"], state["dispatchers"], suite=state["suite"], tied=False)
+        kept = {"suite": state["suite"], "legacy": state["legacy"]}
+        rack = cls(name, state["hosts"], state["dispatchers"], **kept, tied=False)
         rack._nodes = rack._make({kind: [Path(each) for each in state["layers"][kind]] for kind in "hd"})
         return rack
 
@@ -87,6 +91,7 @@ class Rack:
             layers = self._layers()
             self.folder.mkdir(parents=True)
             state = {"hosts": self._counts[0], "dispatchers": self._counts[1], "suite": self.suite}
+            state |= {"legacy": sorted(self.legacy)}
             state |= {"layers": {kind: [str(each) for each in layers[kind]] for kind in layers}}
             (self.folder / "rack.json").write_text(json.dumps(state))
             try:
@@ -101,7 +106,7 @@ class Rack:
         self._nodes = self._make(layers)
         names = "".join(f"{each.address} {each.name}\n{each.address6} {each.name}\n" for each in self.nodes)
         for node in self.nodes:
-            node.prepare(f"127.0.0.1 localhost\n::1 localhost\n{names}")
+            node.prepare(f"127.0.0.1 localhost\n::1 localhost\n{names}", node.name in self.legacy)
             node.boot()
         if wait:
             self.each(self.nodes, lambda node: node.wait())
