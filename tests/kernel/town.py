@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from typing import Protocol
 
+import filters
 from netns import Namespace, eventually, run
 
 from hostd.dataplane.kernel import Kernel
@@ -75,7 +76,7 @@ class Town:
         self.guests = [Guest(number, role) for number, role in enumerate(roles, 1)]
         for guest in self.guests:
             guest.plug()
-        self.scene, self.kernel = Scene(), Kernel(Guard(), owned=False)
+        self.scene, self.kernel = Scene(), Kernel(Guard(), owned=False, packet_filter=filters.chosen)
         self.kernel.load()
         self.settler = Settler(self.kernel, self.scene.calc, Limits(Guard().group_base), ("vnet",))
         self.settler.resync()

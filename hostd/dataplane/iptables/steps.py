@@ -50,7 +50,7 @@ class Door(NamedTuple):
     versions: tuple[int, ...]
     known: Known
     failed: Callable[[], None]  # what is known no longer holds
-    done: Callable[[], None]
+    done: Callable[[bool], None]  # whether tables were written
 
 
 def carry_out(door: Door, batch: Batch) -> None:
@@ -74,7 +74,7 @@ def carry_out(door: Door, batch: Batch) -> None:
         _sets(door, _grants(batch.admit, add=True))
         _record(door.known, batch, asked)
         _sets(door, _old_sets(door.known, batch))
-        door.done()
+        door.done(gate or batch.touches_tables)
     except (TransactionRefused, OSError):
         door.failed()
         raise

@@ -59,9 +59,11 @@ class IptablesFilter:
     def _forget(self) -> None:
         self._known = None
 
-    def _wrote(self) -> None:
-        self._watch.wrote_tables()
-        self._watch.wrote_sets(self._sets.touched)
+    def _wrote(self, tables: bool) -> None:
+        if tables:
+            self._watch.wrote_tables()
+        else:
+            self._watch.wrote_sets(self._sets.touched)
         self._sets.touched.clear()
 
     def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ class Watch:
         self._known_bridges = frozenset(self._bridges())
 
     def wrote_tables(self) -> None:
-        self._tables = self._infos()
+        """Which are what sets are referred to from: that is in what their headers say, too."""
+        self._tables, self._headers = self._infos(), self._sets.headers_raw()
 
     def wrote_sets(self, names: Iterable[str]) -> None:
         for name in names:
