@@ -57,7 +57,7 @@ class Judgement(NamedTuple):
 
 
 _Test = Callable[[Packet, Ways], bool]
-_DECIDED, _ON, _SAID, _JUMP, _GOTO = range(5)
+_DECIDED, _ON, _SAID, _JUMP, _GOTO, _BACK = range(6)
 
 
 class _Step(NamedTuple):
@@ -127,6 +127,8 @@ def _walk(walk: _Walk, chain: str, depth: int) -> tuple[str, int, Rule] | None:
                 return chain, position, view.chains[chain][position]
             if then == _SAID:
                 logs.append(word)
+            elif then == _BACK:
+                return None
             elif then != _ON:
                 decided = _walk(walk, word, depth - 1)
                 if decided is not None or then == _GOTO:
@@ -145,6 +147,8 @@ def _step(rule: Rule, contains: Callable[[str, Address], bool]) -> _Step:
             return _Step(tests, _SAID, tag, rule.counted)
         case Verdict.CONTINUE:
             return _Step(tests, _ON, "", rule.counted)
+        case Verdict.RETURN:
+            return _Step(tests, _BACK, "", rule.counted)
     return _Step(tests, _DECIDED, "", rule.counted)
 
 

@@ -215,7 +215,7 @@ def _mentioned(rules: tuple[Rule, ...]) -> tuple[frozenset[str], Mapping[str, in
     chains: set[str] = set()
     sets: dict[str, int] = {}
     for rule in rules:
-        elsewhere = isinstance(rule.verdict, Jump | Goto)
+        elsewhere = isinstance(rule.verdict, Jump | Goto) or rule.verdict is Verdict.RETURN
         if isinstance(rule.verdict, Jump | Goto):
             chains.add(rule.verdict.chain)
         for match in rule.matches:

@@ -74,6 +74,7 @@ class Verdict(str, enum.Enum):
     ACCEPT = "accept"
     DROP = "drop"
     CONTINUE = "continue"  # on with the next rule
+    RETURN = "return"  # out of this chain: on after the jump that led here; after a Goto, after the jump before it
 
 
 class Jump(NamedTuple):

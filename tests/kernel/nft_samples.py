@@ -141,6 +141,7 @@ def fixed() -> Content:
         Rule((Family(6),), Log("i:web.4"), counted=True),
         Rule((Protocol(6),), Verdict.CONTINUE, "staged", counted=True),
         Rule((), Verdict.CONTINUE),
+        Rule((Protocol(7),), Verdict.RETURN, "Pass"),
         Rule((), Goto("p-tail")),
     ]
     admission = Admission(

@@ -109,6 +109,16 @@ def test_jump_comes_back_and_goto_does_not() -> None:
     assert judge(outer, "o", TCP) == Judgement(False, DROP, "o", 1)
 
 
+def test_return_goes_on_after_the_last_jump() -> None:
+    back, into = Rule((), Verdict.RETURN), Rule((), Jump("inner"))
+    assert judge(view(c=(back, ACCEPT)), "c", TCP).accept is None
+    assert judge(view(c=(into, DROP), inner=(back, ACCEPT)), "c", TCP) == Judgement(False, DROP, "c", 1)
+    only6 = Rule((Family(6),), Verdict.RETURN)
+    assert judge(view(c=(into, DROP), inner=(only6, ACCEPT)), "c", TCP).accept is True
+    over = view(c=(into, DROP), inner=(Rule((), Goto("there")), ACCEPT), there=(back, ACCEPT))
+    assert judge(over, "c", TCP) == Judgement(False, DROP, "c", 1), "a Goto is no jump to come back from"
+
+
 def test_logs_and_counts_on_the_way() -> None:
     counted = Rule((), Verdict.CONTINUE, counted=True)
     other = Rule((Family(6),), Verdict.CONTINUE, counted=True)

@@ -136,6 +136,7 @@ OTHERS = [
     Rule(WEB.matches, Log("web"), "web"),
     Rule(WEB.matches, Log("web-x"), "web"),
     Rule(WEB.matches, Verdict.CONTINUE, "web"),
+    Rule(WEB.matches, Verdict.RETURN, "web"),
     Rule(WEB.matches, Verdict.CONTINUE, "web", counted=True),
     WEB._replace(counted=True),
     Rule((*WEB.matches, Interface(True, "eth0")), Verdict.ACCEPT, "web"),
@@ -174,6 +175,7 @@ def test_text_of_what_does_not_decide() -> None:
     )
     assert str(statement(Rule((Protocol(6),), Verdict.CONTINUE, counted=True))) == "meta l4proto 6 counter"
     assert str(statement(Rule((Protocol(6),), Verdict.CONTINUE))) == "meta l4proto 6 continue"
+    assert str(statement(Rule((Protocol(6),), Verdict.RETURN))) == "meta l4proto 6 return"
     assert str(statement(Rule((Interface(True, "eth0"),), Goto("t-1")))) == 'iifname "eth0" goto t-1'
 
 

@@ -38,7 +38,7 @@ _PORTED = {"th": None, "tcp": 6, "udp": 17, "sctp": 132, "udplite": 136}
 _SIDES = {"sport": Side.SRC, "dport": Side.DST, "saddr": Side.SRC, "daddr": Side.DST}
 _KINDS = {("ipv4_addr", False): SetKind.ADDR4, ("ipv6_addr", False): SetKind.ADDR6,
           ("ipv4_addr", True): SetKind.NET4, ("ipv6_addr", True): SetKind.NET6}  # fmt: skip
-_ENDS: dict[str, Verdict] = {"accept": Verdict.ACCEPT, "drop": Verdict.DROP, "continue": Verdict.CONTINUE}
+_ENDS = {verdict.value: verdict for verdict in Verdict}  # nft has the same words
 _PATIENCE = 10  # seconds
 
 

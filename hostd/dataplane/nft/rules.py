@@ -66,6 +66,8 @@ def _verdict(draft: Draft, rule: Rule) -> None:
             draft.accept()
         case Verdict.DROP:
             draft.drop()
+        case Verdict.RETURN:
+            draft.give_back()
         case Verdict.CONTINUE if not rule.counted:  # a rule of nothing is none that nft can list
             draft.go_on()
 
