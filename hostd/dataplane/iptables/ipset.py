@@ -14,7 +14,8 @@ from ..netlink import attr, attribute_map, attributes, be32, nest, text, u8
 from ..nft.intervals import disjoint
 
 SUBSYSTEM = 6 << 8
-CREATE, DESTROY, FLUSH, LIST, ADD, DEL, BYINDEX = 2, 3, 4, 7, 9, 10, 15
+CREATE, DESTROY, FLUSH, LIST, ADD, DEL, TEST = 2, 3, 4, 7, 9, 10, 11
+NOT_IN = 4103  # the answer to TEST
 _PROTOCOL = 6
 _NETORDER = 0x4000
 _INET = {4: 2, 6: 10}
@@ -97,6 +98,11 @@ def _body(items: bytes) -> bytes:
 
 def _single(address: bytes) -> bytes:
     return nest(7, _address(address))
+
+
+def one(address: Address) -> bytes:
+    """What TEST asks for."""
+    return _single(address)
 
 
 def _address(address: bytes) -> bytes:

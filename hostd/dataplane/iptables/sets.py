@@ -81,6 +81,17 @@ class Sets:
     def pairs(self, name: str) -> list[Pair]:
         return list(ipset.pairs(self._bodies(name)))
 
+    def contains(self, name: str, address: bytes) -> bool:
+        """Raises OSError: no such set, or it is of the other family."""
+        body = ipset.message_head(name) + ipset.one(address)
+        try:
+            self._socket.ask(ipset.SUBSYSTEM | ipset.TEST, body)
+        except KernelRefused as refused:
+            if refused.errno == ipset.NOT_IN:
+                return False
+            raise
+        return True
+
     def _bodies(self, name: str) -> list[bytes]:
         return [reply.body for reply in self._dump(ipset.dump_request(name))]
 
