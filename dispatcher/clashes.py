@@ -62,6 +62,8 @@ def still_needed(registry: Registry, kind: str, name: str) -> str | None:
     """Why it cannot be deleted."""
     if kind != "Tier":
         return None
+    if name == DEFAULT_TIER:
+        return f"Tier {name}: always exists, and cannot be deleted"
     policies = (*registry.policies.values(), *registry.staged.values())
     users = sorted(f"{kind_of(policy)} {policy.name}" for policy in policies if policy.tier == name)
     if not users:

@@ -9,6 +9,7 @@ from slash32 import resources
 from slash32.errors import Slash32Error, quoted
 from slash32.model import Host
 from slash32.net import format_address
+from slash32.policy import DEFAULT_TIER, THE_DEFAULT_TIER
 from slash32.resources import Resource
 from slash32.verdict import effective_labels
 from slash32.wire import Refusal
@@ -164,6 +165,8 @@ def _all(core: Core, kind: str) -> Mapping[str, Resource]:
 
 
 def _find(core: Core, kind: str, name: str) -> Resource | None:
+    if (kind, name) == ("Tier", DEFAULT_TIER):
+        return THE_DEFAULT_TIER  # nobody stores it
     return _all(core, kind).get(name)
 
 

@@ -106,10 +106,8 @@ def decode_tier(metadata: Field, spec: Field, stored: bool) -> Tier:
     action = given["defaultAction"].one_of(DEFAULT_ACTIONS) if "defaultAction" in given else Action.DENY.value
     name = metadata.entries()["name"]
     tier = Tier(name.name(), order, Action(action))
-    if tier.name == DEFAULT_TIER:
+    if tier.name == DEFAULT_TIER and tier != THE_DEFAULT_TIER:  # as exported it says what holds anyway
         fixed = f"order {DEFAULT_TIER_ORDER:.0f} and defaultAction {THE_DEFAULT_TIER.default_action.value}"
-        if tier == THE_DEFAULT_TIER:
-            name.fail(f'the tier "{DEFAULT_TIER}" always exists, just so: remove this document')
         name.fail(f'the tier "{DEFAULT_TIER}" always has {fixed}: remove this document, or give the tier another name')
     return tier
 

@@ -70,7 +70,7 @@ DEFAULT_TIER_ORDER = 1_000_000.0
 @dataclass(frozen=True, slots=True)
 class Tier:
     """Policies that are asked together. `order` None sorts last; equal orders sort by name. The tier `default` always
-    exists, with this order and Deny; no resource makes or changes it."""
+    exists, with this order and Deny; no resource changes it."""
 
     name: str
     order: float | None = None

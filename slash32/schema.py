@@ -65,8 +65,6 @@ def _document(kind: str) -> Schema:
 def _metadata(kind: str) -> Schema:
     at_most = hosts.HOST_NAME_LIMIT if kind == "Host" else NAME_LIMIT
     name: Schema = {**_text(NAME.pattern, at_most), "description": "unique among resources of this kind"}
-    if kind == "Tier":
-        name["not"] = {"const": DEFAULT_TIER}
     fields: dict[str, Schema] = {key: {"description": "bookkeeping"} for key in resources.BOOKKEEPING}
     fields["annotations"] = {"description": "notes; they say nothing about policy"}
     fields["name"] = name

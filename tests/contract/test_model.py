@@ -212,7 +212,7 @@ def test_a_tier_that_is_needed_stays(one: Rack) -> None:
         "Tier needed: StagedGlobalNetworkPolicy n4 name it: delete them first, or give them another spec.tier"
     ]
     assert delete("sgnp", "n4") == delete("tier", "needed") == (200, None)
-    assert delete("tier", "needed")[0] == delete("tier", "default")[0] == 404
+    assert (delete("tier", "needed")[0], delete("tier", "default")[0]) == (404, 409)
 
 
 def test_an_interface_has_one_host_endpoint(one: Rack) -> None:
@@ -259,3 +259,12 @@ def test_one_bad_document_of_fifty_changes_nothing(rack: Rack, place: int, bad: 
     assert rack.dispatcher.apply(*good) == revision + 1  # the positive control
     rack.dispatcher.stop()
     assert len(on_disk(rack)) == len(disk) + 47 and on_disk(rack)[-1] == (str(revision + 1),)
+
+
+def test_the_default_tier_as_calico_exports_it_changes_nothing(rack: Rack) -> None:
+    rack.dispatcher.start()
+    exported = tier("default", 1_000_000)
+    exported["spec"]["defaultAction"] = "Deny"
+    before = rack.dispatcher.get("/v1/status")["revision"]
+    assert rack.dispatcher.apply(exported) == before
+    assert rack.dispatcher.apply(tier("other")) == before + 1

@@ -16,6 +16,7 @@ from slash32.errors import ResourceError
 from slash32.model import Host
 from slash32.net import parse_address, parse_prefix
 from slash32.policy import (
+    THE_DEFAULT_TIER,
     Action,
     Direction,
     HostEndpoint,
@@ -227,7 +228,8 @@ def test_huge_values_do_not_make_huge_lines() -> None:
 
 def test_the_other_kinds_in_full() -> None:
     documents = load_yaml((CORPUS / "calico.yaml").read_text(), "calico.yaml")
-    platform, last, bad_nets, staged, network_set, eth0, everything, ours = map(decode, documents)
+    usual, platform, last, bad_nets, staged, network_set, eth0, everything, ours = map(decode, documents)
+    assert usual == THE_DEFAULT_TIER
     assert platform == Tier("platform", 200.0, Action.PASS)
     assert last == Tier("last", None, Action.DENY)
     bad = Peer(selector='reputation == "bad"')
@@ -255,10 +257,10 @@ def test_the_other_kinds_in_full() -> None:
 def test_kinds_and_places_of_a_list() -> None:
     documents = load_yaml((CORPUS / "calico.yaml").read_text(), "calico.yaml")
     assert [kind_of(decode(d)) for d in documents] == [
-        *["Tier"] * 2, "GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet", *["HostEndpoint"] * 2,
+        *["Tier"] * 3, "GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet", *["HostEndpoint"] * 2,
         "GlobalNetworkPolicy",
     ]  # fmt: skip
-    assert [d.path for d in documents] == ["items[0]", "items[1]", "items[0]", "", "", "", "", ""]
+    assert [d.path for d in documents] == ["items[0]", "items[1]", "items[2]", "items[0]", "", "", "", "", ""]
 
 
 def test_what_is_default_is_not_written() -> None:
