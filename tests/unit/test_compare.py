@@ -285,7 +285,7 @@ def packet_kind(packet: Packet) -> tuple[Any, ...]:
 
 
 @seed(32)
-@settings(max_examples=400 if FULL else 12, deadline=None)
+@settings(max_examples=400 if FULL else 20, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_it_says_exactly_what_the_specification_says(number: int) -> None:
     maker = Maker(number)
@@ -294,7 +294,7 @@ def test_it_says_exactly_what_the_specification_says(number: int) -> None:
 
 
 @seed(32)
-@settings(max_examples=400 if FULL else 12, deadline=None)
+@settings(max_examples=400 if FULL else 20, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_with_host_endpoints_too(number: int) -> None:
     maker = Maker(number)
