@@ -8,23 +8,34 @@ from typing import NamedTuple
 
 from slash32.policy import Direction, Policy, Profile
 
-from .compile import PASS_ON, Compiled, compile_rules, directions_of, going_on, kind_of_item, only_counting
+from .compile import (
+    Compiled,
+    Parts,
+    compile_rules,
+    directions_of,
+    in_parts,
+    kind_of_item,
+    only_counting,
+    without_pass,
+)
 from .desired import Desired, Dirty, LogPoint, StagedPoint
-from .names import policy_chain, profile_chain, staged_chain, variant_chain
+from .names import policy_chain, profile_chain, staged_chain
 from .ruleset import Goto, Jump, Log, Rule
 from .sets import Owner, Sets
-from .walk import Walk, class_name, lets_pass, lines, passes_on, tail_name
+from .walk import Line, Walk, class_name, lines, tail_name, tier_lines, tier_name
+from .walk import in_parts as is_in_parts
 
 
 class _Loaded(NamedTuple):
     item: Policy | Profile
     compiled: Mapping[Direction, tuple[Compiled, ...]]
+    parts: Mapping[Direction, Parts]
     own: tuple[str, ...]  # its chains that stand whether or not somebody asks it
     tags: tuple[str, ...]
 
 
 class _Use(NamedTuple):
-    """A chain made of a policy for those who go on there."""
+    """A chain made of a staged policy for those who go on there."""
 
     owner: Owner
     direction: Direction
@@ -39,7 +50,8 @@ class Chains:
         self.sets = sets
         self._loaded: dict[Owner, _Loaded] = {}
         self._uses: dict[str, _Use] = {}  # by chain
-        self._built: set[str] = set()  # classes and tails that follow from what is known now
+        self._tiers: dict[str, Walk] = {}  # by chain: that of the first tier
+        self._built: set[str] = set()  # classes, tiers and tails that follow from what is known now
         self._derived: set[str] = set()  # all that stand for as long as a class needs them
 
     # -- policies and profiles ------------------------------------------------------------------------------------
@@ -53,20 +65,25 @@ class Chains:
             return self.sets.need(name, dirty)
 
         compiled = {way: compile_rules(item, way, lookup) for way in directions_of(item)}  # type: ignore[arg-type]
-        own = {
-            name: tuple(rule for _, rule in compiled[way] if rule.verdict != PASS_ON)
-            for way, name in _own_chains(item)
+        parts = {
+            way: in_parts(item, way, found)
+            for way, found in compiled.items()
+            if isinstance(item, Policy) and is_in_parts(item, way)
         }
+        own = dict(_own_chains(item, compiled, parts))
         self._unload(owner, dirty, keep=own.keys())
         self.sets.use(owner, asked, dirty)
         logs = dict(_logs(item, compiled))
         self.desired.logs.update(logs)
-        self._loaded[owner] = _Loaded(item, compiled, tuple(own), tuple(logs))
+        self._loaded[owner] = _Loaded(item, compiled, parts, tuple(own), tuple(logs))
         for name, rules in own.items():
             self._put(name, rules, {}, dirty)
         for name, use in self._uses.items():
             if use.owner == owner:
                 self._write_use(name, use, dirty)
+        for name, walk in list(self._tiers.items()):
+            if any(owner_of(policy) == owner for policy in walk.stops[0].policies):
+                self._write(name, tier_lines(walk, _Book(self, dirty)), dirty)
 
     def drop(self, owner: Owner, dirty: Dirty) -> None:
         """After the last class that asks it was forgotten."""
@@ -90,7 +107,7 @@ class Chains:
         self._built.clear()
 
     def of_class(self, walk: Walk, dirty: Dirty) -> str:
-        return self._build(class_name(walk), walk, dirty)
+        return self._build(class_name(walk), lines(walk, _Book(self, dirty)), dirty)
 
     def put_host(self, chains: Mapping[str, tuple[Rule, ...]], dirty: Dirty) -> None:
         for name, rules in chains.items():
@@ -111,18 +128,22 @@ class Chains:
             self._derived.discard(name)
             self._built.discard(name)
             self._uses.pop(name, None)
+            self._tiers.pop(name, None)
             self._remove(name, dirty)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _build(self, name: str, walk: Walk, dirty: Dirty) -> str:
+    def _build(self, name: str, made: Iterable[Line], dirty: Dirty) -> str:
         if name not in self._built:
             self._built.add(name)
             self._derived.add(name)
-            made = list(lines(walk, _Book(self, dirty)))
-            points = {at: line.counts for at, line in enumerate(made) if line.counts is not None}
-            self._put(name, tuple(line.rule for line in made), points, dirty)
+            self._write(name, made, dirty)
         return name
+
+    def _write(self, name: str, made: Iterable[Line], dirty: Dirty) -> None:
+        found = list(made)
+        points = {at: line.counts for at, line in enumerate(found) if line.counts is not None}
+        self._put(name, tuple(line.rule for line in found), points, dirty)
 
     def use(self, name: str, use: _Use, dirty: Dirty) -> str:
         if name not in self._uses:
@@ -132,12 +153,9 @@ class Chains:
         return name
 
     def _write_use(self, name: str, use: _Use, dirty: Dirty) -> None:
-        item, compiled, _, _ = self._loaded[use.owner]
+        item, compiled, *_ = self._loaded[use.owner]
         found = compiled.get(use.direction, ())
         assert isinstance(item, Policy)
-        if not item.staged:
-            self._put(name, going_on(found, use.there), {}, dirty)
-            return
         rules = only_counting(found, use.there)
         points = {
             at: StagedPoint(item.name, item.tier, use.direction, index)
@@ -170,12 +188,16 @@ class _Book(NamedTuple):
     dirty: Dirty
 
     def tail(self, walk: Walk) -> str:
-        return self.chains._build(tail_name(walk), walk, self.dirty)
+        return self.chains._build(tail_name(walk), lines(walk, self), self.dirty)
 
-    def variant(self, policy: Policy, then: Walk) -> str:
-        there = self.tail(then)
-        name = variant_chain(policy.name, then.direction, there)
-        return self.chains.use(name, _Use(owner_of(policy), then.direction, there), self.dirty)
+    def tier(self, walk: Walk) -> str:
+        name = tier_name(walk)
+        self.chains._tiers[name] = walk
+        return self.chains._build(name, tier_lines(walk, self), self.dirty)
+
+    def parts(self, policy: Policy, direction: Direction) -> Iterable[Rule]:
+        found = self.chains._loaded[owner_of(policy)].parts.get(direction)
+        return found.asked if found is not None else ()
 
     def staged(self, policy: Policy, then: Walk) -> str:
         there = self.tail(then)
@@ -192,13 +214,17 @@ def targets(rules: Iterable[Rule]) -> Iterator[str]:
     return (rule.verdict.chain for rule in rules if isinstance(rule.verdict, Jump | Goto))
 
 
-def _own_chains(item: Policy | Profile) -> Iterator[tuple[Direction, str]]:
-    """A policy that may pass on has a chain for each tail instead; a staged one for each continuation."""
-    for direction in directions_of(item):
+def _own_chains(
+    item: Policy | Profile, compiled: Mapping[Direction, tuple[Compiled, ...]], parts: Mapping[Direction, Parts]
+) -> Iterator[tuple[str, tuple[Rule, ...]]]:
+    """A staged policy has one for each continuation instead."""
+    for direction, found in compiled.items():
         if isinstance(item, Profile):
-            yield direction, profile_chain(item.name, direction)
-        elif not item.staged and (lets_pass(item, direction) or not passes_on(item, direction)):
-            yield direction, policy_chain(item.name, direction)
+            yield profile_chain(item.name, direction), without_pass(found)
+        elif direction in parts:
+            yield from parts[direction].chains.items()
+        elif not item.staged:
+            yield policy_chain(item.name, direction), without_pass(found)
 
 
 def _logs(

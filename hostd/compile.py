@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import groupby, product
 from typing import NamedTuple
 
 from slash32.net import Prefix
@@ -14,13 +14,14 @@ from slash32.policy import Action, Direction, Icmp, Peer, Policy, Profile
 from slash32.policy import Rule as PolicyRule
 
 from .desired import Member
-from .names import digest, log_tag
+from .names import digest, log_tag, part_chain
 from .ruleset import (
     Family,
     Goto,
     IcmpIs,
     InNets,
     InSet,
+    Jump,
     Log,
     Match,
     Ports,
@@ -38,9 +39,8 @@ ICMP, ICMPV6 = 1, 58
 _ALL_KINDS = tuple(SetKind)
 _ADDRESSES = (SetKind.ADDR4, SetKind.ADDR6)
 POLICY, STAGED, PROFILE = "policy", "staged", "profile"
-PASS_ON = Goto("")  # stands for the tail
-_VERDICTS: dict[Action, Verdict | Goto | Log] = {
-    Action.ALLOW: Verdict.ACCEPT, Action.DENY: Verdict.DROP, Action.LOG: Log(""), Action.PASS: PASS_ON,
+_VERDICTS: dict[Action, Verdict | Log] = {
+    Action.ALLOW: Verdict.ACCEPT, Action.DENY: Verdict.DROP, Action.LOG: Log(""), Action.PASS: Verdict.RETURN,
 }  # fmt: skip
 _KINDS = {(4, False): SetKind.ADDR4, (6, False): SetKind.ADDR6, (4, True): SetKind.NET4, (6, True): SetKind.NET6}
 
@@ -121,6 +121,14 @@ def capacity(count: int) -> int:
     return size
 
 
+class Parts(NamedTuple):
+    """A policy that leaves its tier here and there: the rules that leave stand in the tier's own chain, so that no jump
+    has to be undone; what stands between them is chains, which all who ask the policy share."""
+
+    chains: dict[str, tuple[Rule, ...]]
+    asked: tuple[Rule, ...]
+
+
 class Compiled(NamedTuple):
     """A rule of the packet filter, and the number of the rule it is made of, in its policy or profile."""
 
@@ -129,7 +137,7 @@ class Compiled(NamedTuple):
 
 
 def compile_rules(item: Policy | Profile, direction: Direction, lookup: SetLookup) -> tuple[Compiled, ...]:
-    """Of one direction. Where a rule passes on, its verdict is PASS_ON: where that is depends on who asks."""
+    """Of one direction. Pass is RETURN: out of the chain of the tier."""
     kind = kind_of_item(item)
     what = "staged policy" if kind == STAGED else kind
     return tuple(
@@ -145,7 +153,7 @@ def _finished(item: Policy | Profile, kind: str, direction: Direction, index: in
         return rule._replace(verdict=Log(log_tag(kind, item.name, direction, index)))
     if isinstance(item, Policy):
         return rule._replace(keep=item.keep_established and rule.verdict is Verdict.ACCEPT)
-    return rule._replace(verdict=Verdict.DROP) if rule.verdict == PASS_ON else rule
+    return rule._replace(verdict=Verdict.DROP) if rule.verdict is Verdict.RETURN else rule
 
 
 def kind_of_item(item: Policy | Profile) -> str:
@@ -158,10 +166,27 @@ def directions_of(item: Policy | Profile) -> tuple[Direction, ...]:
     return item.types if isinstance(item, Policy) else tuple(Direction)
 
 
-def going_on(compiled: Iterable[Compiled], tail: str) -> tuple[Rule, ...]:
-    """A policy's chain for those who go on there where it passes."""
-    there = Goto(tail)
-    return tuple(rule._replace(verdict=there) if rule.verdict == PASS_ON else rule for _, rule in compiled)
+def without_pass(compiled: Iterable[Compiled]) -> tuple[Rule, ...]:
+    """The chain of a policy that passes on what it does not decide, if anything: falling out of it says so."""
+    return tuple(rule for _, rule in compiled if rule.verdict is not Verdict.RETURN)
+
+
+def in_parts(policy: Policy, direction: Direction, compiled: Iterable[Compiled]) -> Parts:
+    """Another policy has other chains: where one of them is refused, who asks stays with all of the last."""
+    chains: dict[str, tuple[Rule, ...]] = {}
+    asked: list[Rule] = []
+    identity = repr(policy.rules(direction))
+    for passes, group in groupby(compiled, key=lambda each: each.rule.verdict is Verdict.RETURN):
+        rules = tuple(rule for _, rule in group)
+        if passes:
+            asked += rules
+            if not all(rule.matches for rule in rules):
+                break  # nothing comes further
+        else:
+            name = part_chain(policy.name, direction, identity, len(chains))
+            chains[name] = rules
+            asked.append(Rule((), Jump(name)))
+    return Parts(chains, tuple(asked))
 
 
 def only_counting(compiled: Iterable[Compiled], rest: str) -> tuple[Rule, ...]:
@@ -179,8 +204,9 @@ def compile_rule(rule: PolicyRule, lookup: SetLookup, comment: str) -> Iterator[
             continue
         head: list[Match] = [Family(ip)] if ip else []
         head += _protocol(rule, ip)
-        sources = list(_peer(rule.source, Side.SRC, ip, lookup))
-        destinations = list(_peer(rule.destination, Side.DST, ip, lookup))
+        once = rule.action is Action.LOG  # the others decide: what has matched comes to no alternative
+        sources = list(_peer(rule.source, Side.SRC, ip, lookup, once))
+        destinations = list(_peer(rule.destination, Side.DST, ip, lookup, once))
         for source, destination in product(sources, destinations):
             yield Rule((*head, *source, *destination), verdict, comment)
 
@@ -215,8 +241,9 @@ def _protocol(rule: PolicyRule, ip: int) -> Iterator[Match]:
             yield IcmpIs(ip, icmp, negate)
 
 
-def _peer(peer: Peer, side: Side, ip: int, lookup: SetLookup) -> Iterator[tuple[Match, ...]]:
-    """The alternatives of one side: an address is in a selector's hash set, or behind one of its prefixes."""
+def _peer(peer: Peer, side: Side, ip: int, lookup: SetLookup, once: bool) -> Iterator[tuple[Match, ...]]:
+    """The alternatives of one side: an address is in a selector's hash set, or behind one of its prefixes; maybe both,
+    but where it may match only once."""
     always: list[Match] = []
     nets = tuple(n for n in peer.nets if n.version == ip)
     if nets:
@@ -235,6 +262,8 @@ def _peer(peer: Peer, side: Side, ip: int, lookup: SetLookup) -> Iterator[tuple[
         return
     for kind, name in _sets(lookup(peer.selector), ip):
         yield (InSet(side, name, kind), *always)
+        if once:
+            always.append(InSet(side, name, kind, negate=True))
 
 
 def _sets(found: SelectorSet, ip: int) -> Iterator[tuple[SetKind, str]]:

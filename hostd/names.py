@@ -16,7 +16,11 @@ _HEAD = _WHOLE - _DIGEST - 1
 _DERIVED_HEAD = _HEAD - 5  # "-", and room for 4 digits of height
 _IDENTIFIER = re.compile(r"[A-Za-z0-9-]+")
 _ODD = re.compile(r"[^A-Za-z0-9-]")
-_DERIVED = re.compile(r"(?:tail-(?:in|out)-|.*_)[0-9a-f]{12}-([0-9]+)")  # no name of a policy ends so: see _readable
+# No name of a policy ends so: see _readable.
+_DERIVED = re.compile(r"(?:(?:tail|tier)-(?:in|out)-|.*_)[0-9a-f]{12}-([0-9]+)")
+_PART_OWNER, _PART_RULES = 8, 6  # hexadecimal digits
+_PART_HEAD = _WHOLE - 1 - _PART_OWNER - _PART_RULES - 4  # and room for 4 digits of number
+_PART = re.compile(rf"(p[io]-.*_[0-9a-f]{{{_PART_OWNER}}})[0-9a-f]{{{_PART_RULES}}}[0-9]+")
 _CLASS, _HOST = 1 << 20, 1 << 21
 
 
@@ -32,19 +36,35 @@ def profile_chain(name: str, direction: Direction) -> str:
     return f"f{_way(direction)}-{_readable(name)}"
 
 
-def variant_chain(name: str, direction: Direction, tail: str) -> str:
-    """A policy with rules that pass on, where they go to this tail."""
-    return _above("p", name, direction, tail)
+def parts_of(name: str, direction: Direction) -> str:
+    """What the names of all parts of a policy begin with, at any time."""
+    return f"p{_way(direction)}-{_ODD.sub('_', name[:_PART_HEAD])}_{digest(name)[:_PART_OWNER]}"
+
+
+def part_chain(name: str, direction: Direction, rules: str, number: int) -> str:
+    """Of a policy with these rules, what stands between those that leave its tier."""
+    return f"{parts_of(name, direction)}{digest(rules)[:_PART_RULES]}{number}"
+
+
+def policy_of(chain: str) -> str:
+    """What parts_of() says of the policy whose part it is; of others, the chain."""
+    found = _PART.fullmatch(chain)
+    return found[1] if found else chain
 
 
 def staged_chain(name: str, direction: Direction, rest: str) -> str:
     """A staged policy, after which all goes on there."""
-    return _above("s", name, direction, rest)
+    head = _ODD.sub("_", name[:_DERIVED_HEAD])
+    return f"s{_way(direction)}-{head}_{digest(name, rest)}-{height(rest) + 1}"
+
+
+def tier_chain(height: int, direction: Direction, *identity: str) -> str:
+    """Every chain's name says which way it is asked: one of the packet filters must know."""
+    return f"tier-{_word(direction)}-{digest(*identity)}-{height}"
 
 
 def tail_chain(height: int, direction: Direction, *identity: str) -> str:
-    """Every chain's name says which way it is asked: one of the packet filters must know."""
-    return f"tail-{'in' if direction is Direction.INGRESS else 'out'}-{digest(*identity)}-{height}"
+    return f"tail-{_word(direction)}-{digest(*identity)}-{height}"
 
 
 def class_chain(direction: Direction, *identity: str) -> str:
@@ -66,17 +86,16 @@ def height(chain: str) -> int:
 
 
 def is_derived(chain: str) -> bool:
-    """Made for classes, and for as long as one uses it: a class's own, its tails, what goes on to them."""
+    """Made for classes, and for as long as one uses it: a class's own, its tiers, tails and staged policies."""
     return 0 < height(chain) <= _CLASS
-
-
-def _above(letter: str, name: str, direction: Direction, target: str) -> str:
-    head = _ODD.sub("_", name[:_DERIVED_HEAD])
-    return f"{letter}{_way(direction)}-{head}_{digest(name, target)}-{height(target) + 1}"
 
 
 def _way(direction: Direction) -> str:
     return "i" if direction is Direction.INGRESS else "o"
+
+
+def _word(direction: Direction) -> str:
+    return "in" if direction is Direction.INGRESS else "out"
 
 
 def _readable(name: str) -> str:

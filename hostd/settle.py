@@ -14,7 +14,7 @@ from slash32.wire import Failure
 from .calc import Calculation
 from .desired import Actual, Dirty, Member
 from .forwarding import Link, Neighbour, Route, Way
-from .names import policy_chain
+from .names import parts_of, policy_chain
 from .plan import Limits, Plan, Scope, everything, plan, same_way
 from .revoke import HOST, Change, Flow, InForce, OwnSocket
 from .ruleset import GROUP_MASK, HOST_CHAINS, Rule
@@ -103,8 +103,8 @@ class Settler:
     def _end_revoked(self, change: Change) -> None:
         """Flows that are no longer allowed end before anybody hears that the change is in force. What cannot be ended
         is owed: all flows of these taps are judged anew with each retry."""
-        keeping = (p for p in self.calc.world.policies.values() if p.keep_established)
-        chains = frozenset(policy_chain(p.name, way) for p in keeping for way in Direction)
+        keeping = [p.name for p in self.calc.world.policies.values() if p.keep_established]
+        chains = frozenset(of(name, way) for name in keeping for way in Direction for of in (policy_chain, parts_of))
         around = Surroundings(self.kernel.way_to, chains, self.dispatcher_port)
         trial = Trial(change, self.force, self.actual, around)
         taps = {ifindex for ifindex, _ in change.sides}

@@ -12,6 +12,7 @@ from .desired import Actual, ClassChains, Member
 from .ends import End, Ends
 from .forwarding import Way
 from .judge import Judgement, View, judge, within
+from .names import policy_of
 from .revoke import HOST, Change, Flow, InForce, OwnSocket
 from .revoke import Side as Place
 from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, HOST_IN, HOST_OUT, Goto, Jump, Ports, Rule, Side, Verdict
@@ -23,7 +24,7 @@ _ASKED_BESIDES = {GUEST_EGRESS: (Rule((), Verdict.ACCEPT),)}  # the guest's clas
 
 class Surroundings(NamedTuple):
     way_to: Callable[[Address], Way]
-    keeping: frozenset[str]  # chains of policies that keep what they allowed
+    keeping: frozenset[str]  # chains of policies that keep what they allowed, and what their parts begin with
     dispatcher_port: int
 
 
@@ -112,7 +113,7 @@ class Trial:
         """By the rule that allowed it, or its policy as it is now; where that is unknown, by any that applies now."""
         if self._change.sides[side]:
             rules = self._force.chains.get(before.chain, ())
-            return before.keep or before.chain in self._keeping or any(rule.keep for rule in rules)
+            return before.keep or policy_of(before.chain) in self._keeping or any(rule.keep for rule in rules)
         chain = self._chain(side)
         return flow.name in self._force.kept or (chain is not None and self._keeps(chain))
 
@@ -128,12 +129,13 @@ class Trial:
         return HOST_CHAINS[way] if ifindex == HOST else self._change.classes[ifindex][way]
 
     def _keeps(self, chain: str) -> bool:
-        known = self._keeping.get(chain)
+        policy = policy_of(chain)
+        known = self._keeping.get(policy)
         if known is None:
             rules = self._force.chains.get(chain, ())
             targets = {rule.verdict.chain for rule in rules if isinstance(rule.verdict, Jump | Goto)}
             known = any(rule.keep for rule in rules) or any(map(self._keeps, sorted(targets)))
-            self._keeping[chain] = known
+            self._keeping[policy] = known
         return known
 
     def _members_before(self, name: str) -> Collection[Member]:

@@ -1,19 +1,20 @@
 # Owns: the way of a packet through the tiers of one class of endpoints, as a list of steps, and the chains that it
-# becomes. A tail of the list is a chain of its own where something goes on there: after a Pass, and after a staged
-# policy has decided. Pure.
+# becomes. A tier that a Pass leaves is a chain of its own; so is what is left of the list where a staged policy has
+# decided, and only what is enforced is asked on. Pure.
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from slash32.policy import Action, Direction, Policy, Tier
 from slash32.policy import Rule as PolicyRule
 
 from .desired import StagedPoint
-from .names import class_chain, policy_chain, profile_chain, tail_chain
+from .names import class_chain, policy_chain, profile_chain, tail_chain, tier_chain
 from .ruleset import Goto, Jump, Rule, Verdict
 
 _PASS = PolicyRule(Action.PASS)
+_TIER, _TAIL, _STAGED_TIER = 1, 2, 4  # how high they stand; staged policies above their tails: 3
 
 
 class Stop(NamedTuple):
@@ -37,8 +38,9 @@ class Book(Protocol):
     """Where chains are written; each answers with the chain's name."""
 
     def tail(self, walk: Walk) -> str: ...
-    def variant(self, policy: Policy, then: Walk) -> str: ...
+    def tier(self, walk: Walk) -> str: ...
     def staged(self, policy: Policy, then: Walk) -> str: ...
+    def parts(self, policy: Policy, direction: Direction) -> Iterable[Rule]: ...
 
 
 class Line(NamedTuple):
@@ -64,22 +66,27 @@ def class_name(walk: Walk) -> str:
 
 
 def tail_name(walk: Walk) -> str:
-    """Staged policies stand above the walk without them, and that above any shorter one."""
-    staged = any(policy.staged for stop in walk.stops for policy in stop.policies)
-    return tail_chain(4 * len(walk.stops) + (3 if staged else 1), walk.direction, *_identity(walk))
+    return tail_chain(_TAIL, walk.direction, *_identity(walk))
+
+
+def tier_name(walk: Walk) -> str:
+    """Of its first tier. Where that holds staged policies, it is also a matter of what comes later."""
+    first = walk.stops[0]
+    if any(policy.staged for policy in first.policies):
+        return tier_chain(_STAGED_TIER, walk.direction, *_identity(walk))
+    return tier_chain(_TIER, walk.direction, *_identity(Walk(walk.direction, (first,), None)))
 
 
 def lines(walk: Walk, book: Book) -> Iterator[Line]:
     """The chain of this walk. It always ends with a verdict."""
     for at, stop in enumerate(walk.stops):
-        for number, policy in enumerate(stop.policies):
-            yield Line(Rule((), Jump(_asked(walk, at, number, book))))
-            if not policy.staged and lets_pass(policy, walk.direction):
-                break
-        else:
-            if stop.deny:
-                yield _end(walk, at, book)
-                return
+        if leaves(stop, walk.direction):
+            yield Line(Rule((), Jump(book.tier(walk._replace(stops=walk.stops[at:])))))
+            continue
+        yield from _policies(walk, at, book)
+        if stop.deny and not _left(stop, walk.direction):
+            yield _end(walk, at, book)
+            return
     if walk.profiles is None:
         yield Line(Rule((), Verdict.ACCEPT, "no policy denies it"))
         return
@@ -88,13 +95,46 @@ def lines(walk: Walk, book: Book) -> Iterator[Line]:
     yield Line(Rule((), Verdict.DROP, "no policy allows it"))
 
 
-def _asked(walk: Walk, at: int, number: int, book: Book) -> str:
-    policy, direction = walk.stops[at].policies[number], walk.direction
-    if policy.staged:
-        return book.staged(policy, _rest(walk, at, number))
-    if passes_on(policy, direction) and not lets_pass(policy, direction):
-        return book.variant(policy, _canonical(walk._replace(stops=walk.stops[at + 1 :])))
-    return policy_chain(policy.name, direction)
+def tier_lines(walk: Walk, book: Book) -> Iterator[Line]:
+    """The chain of its first tier: who jumps here goes on with the next one. So however many tiers there are, jumps
+    are nested no deeper."""
+    yield from _policies(walk, 0, book)
+    stop = walk.stops[0]
+    if stop.deny and not _left(stop, walk.direction):
+        yield _end(walk, 0, book)
+
+
+def leaves(stop: Stop, direction: Direction) -> bool:
+    """A policy of it passes on what it chooses, so that there must be a chain to get out of."""
+    return any(in_parts(policy, direction) for _, policy in _asked(stop, direction))
+
+
+def _policies(walk: Walk, at: int, book: Book) -> Iterator[Line]:
+    stop, direction = walk.stops[at], walk.direction
+    for number, policy in _asked(stop, direction):
+        if policy.staged:
+            yield Line(Rule((), Jump(book.staged(policy, _rest(walk, at, number)))))
+        elif in_parts(policy, direction):
+            yield from map(Line, book.parts(policy, direction))
+        else:
+            yield Line(Rule((), Jump(policy_chain(policy.name, direction))))
+
+
+def _asked(stop: Stop, direction: Direction) -> Iterator[tuple[int, Policy]]:
+    """With their numbers: all, or those up to the first that lets nothing by to the next."""
+    for number, policy in enumerate(stop.policies):
+        yield number, policy
+        if _all_leave(policy, direction):
+            return
+
+
+def _left(stop: Stop, direction: Direction) -> bool:
+    """Nothing comes to its end."""
+    return any(_all_leave(policy, direction) for policy in stop.policies)
+
+
+def _all_leave(policy: Policy, direction: Direction) -> bool:
+    return not policy.staged and _PASS in policy.rules(direction)
 
 
 def passes_on(policy: Policy, direction: Direction) -> bool:
@@ -102,11 +142,14 @@ def passes_on(policy: Policy, direction: Direction) -> bool:
 
 
 def lets_pass(policy: Policy, direction: Direction) -> bool:
-    """Whatever it does not decide passes on: falling out of its chain says the same, and it needs no chains of its own
-    for those who go on. What follows in its tier is not asked."""
+    """Whatever it does not decide passes on: falling out of its chain says the same, and it is asked as others are."""
     rules = policy.rules(direction)
     first = next((at for at, rule in enumerate(rules) if rule.action is Action.PASS), len(rules))
     return rules[-1:] == (_PASS,) and all(rule.action is Action.PASS for rule in rules[first:])
+
+
+def in_parts(policy: Policy, direction: Direction) -> bool:
+    return not policy.staged and passes_on(policy, direction) and not lets_pass(policy, direction)
 
 
 def _end(walk: Walk, at: int, book: Book) -> Line:

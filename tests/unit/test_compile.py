@@ -12,35 +12,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostd.compile import (
-    PASS_ON,
     SelectorSet,
     admitted,
     capacity,
     compile_rule,
     compile_rules,
-    going_on,
+    in_parts,
     members_of,
     only_counting,
+    without_pass,
 )
 from hostd.dataplane.nft.rules import statement
 from hostd.dataplane.nft.skeleton import RESERVED_CHAINS
 from hostd.dataplane.nft.transaction import _free
+from hostd.judge import View, judge
 from hostd.names import (
     class_chain,
     digest,
     height,
     is_derived,
     log_tag,
+    part_chain,
+    parts_of,
     policy_chain,
+    policy_of,
     profile_chain,
     staged_chain,
     tail_chain,
-    variant_chain,
+    tier_chain,
 )
 from hostd.ruleset import HOST_CHAINS, HOST_IN, NAME_LIMIT, Goto, Log, SetKind, Verdict
-from slash32.net import Prefix, parse_address, parse_prefix
+from slash32.net import Address, Prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
+from slash32.verdict import Packet
 
 WEB = 'role == "web"'
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -142,14 +147,52 @@ def test_actions() -> None:
     policy, profile = Policy("web", "all()", (IN,), ingress=rules, keep_established=True), Profile("web", rules)
     tags = [log_tag(kind, "web", IN, 2) for kind in ("policy", "profile")]
     made = compile_rules(policy, IN, lambda _: PLAIN)
-    assert [r.verdict for _, r in made] == [Verdict.ACCEPT, Verdict.DROP, Log(tags[0]), PASS_ON]
+    assert [r.verdict for _, r in made] == [Verdict.ACCEPT, Verdict.DROP, Log(tags[0]), Verdict.RETURN]
     assert [r.keep for _, r in made] == [True, False, False, False]
-    assert [r.verdict for r in going_on(made, "there")] == [Verdict.ACCEPT, Verdict.DROP, Log(tags[0]), Goto("there")]
+    assert [r.verdict for r in without_pass(made)] == [Verdict.ACCEPT, Verdict.DROP, Log(tags[0])]
     in_profile = [r.verdict for _, r in compile_rules(profile, IN, lambda _: PLAIN)]
     assert in_profile == [Verdict.ACCEPT, Verdict.DROP, Log(tags[1]), Verdict.DROP]
     staged = only_counting(compile_rules(replace(policy, staged=True), IN, lambda _: PLAIN), "there")
     assert [(r.verdict, r.counted) for r in staged] == [(Goto("there"), counted) for counted in (False, True, False)]
     assert len({*tags}) == 2 and all(len(tag) <= 28 for tag in tags)
+
+
+def test_a_policy_in_parts() -> None:
+    passing, other = Rule(Action.PASS, 6), Rule(Action.PASS, 17)
+    deny = Rule(Action.DENY, 1)
+    rules = (deny, Rule(Action.LOG), passing, other, Rule(**ALLOW), Rule(Action.PASS), deny)
+    policy = Policy("web", "all()", (IN,), ingress=rules)
+    chains, asked = in_parts(policy, IN, compile_rules(policy, IN, lambda _: PLAIN))
+    first, second = chains
+    verdicts = [[rule.verdict for rule in chain] for chain in chains.values()]
+    assert verdicts == [[Verdict.DROP, Log(log_tag("policy", "web", IN, 1))], [Verdict.ACCEPT]]
+    assert [statement(rule).text for rule in asked] == [
+        f"jump {first}", "meta l4proto 6 return", "meta l4proto 17 return", f"jump {second}", "return",
+    ]  # fmt: skip
+    assert {policy_of(name) for name in chains} == {parts_of("web", IN)} != {parts_of("web", OUT)}
+
+
+BOTH = SelectorSet(WEB, AddressSet({parse_address("10.0.0.1")}, set(nets("10.0.0.0/24"))))
+
+
+@pytest.mark.parametrize("action", Action)
+def test_who_is_in_a_set_twice_is_logged_once(action: Action) -> None:
+    """By its address, and behind a prefix; as a source and as a destination."""
+    own, behind, stranger = (parse_address(f"10.0.{n}") for n in ("0.1", "0.2", "9.9"))
+    rule = Rule(action, source=Peer(selector=WEB), destination=Peer(selector=WEB))
+    made = compile_rules(Policy("web", "all()", (IN,), ingress=(rule,)), IN, lambda _: BOTH)
+
+    def contains(name: str, address: Address) -> bool:
+        return address == own or (name.startswith("net") and address == behind)
+
+    def matching(source: Address, target: Address) -> int:
+        packet = Packet(source, target, 6, 1, 2)
+        counting = tuple(r._replace(verdict=Verdict.CONTINUE, counted=True) for _, r in made)
+        return len(judge(View({"c": counting}, contains), "c", packet).counted)
+
+    pairs = [(a, b) for a in (own, behind) for b in (own, behind)]
+    assert max(matching(*pair) for pair in pairs) == (1 if action is Action.LOG else 4)
+    assert min(matching(*pair) for pair in pairs) == 1 and matching(own, stranger) == matching(stranger, own) == 0
 
 
 # -- names ----------------------------------------------------------------------------------------------------------
@@ -159,9 +202,9 @@ tricky = names | st.builds("{}-{}".format, names, st.integers(0, 99)) | st.build
     lambda name, other: f"{name[:7]}-{digest(other)}-5", names, names
 )  # fmt: skip
 MAKERS: tuple[Callable[[str, Direction], str], ...] = (
-    policy_chain, profile_chain, lambda n, d: variant_chain(n, d, "tail-in-0123456789ab-5"),
-    lambda n, d: variant_chain(n, d, "tail-in-0123456789ab-9"), lambda n, d: staged_chain(n, d, "tail-in-0123456789ab-5"),
-    lambda n, d: tail_chain(9999, d, n), lambda n, d: class_chain(d, n),
+    policy_chain, profile_chain, lambda n, d: part_chain(n, d, "x", 0), lambda n, d: part_chain(n, d, "y", 9999),
+    lambda n, d: staged_chain(n, d, "tail-in-0123456789ab-5"), lambda n, d: tail_chain(9999, d, n),
+    lambda n, d: tier_chain(9999, d, n), lambda n, d: class_chain(d, n),
 )  # fmt: skip
 
 
@@ -178,17 +221,26 @@ def test_short_names_are_kept_and_long_ones_begin_so() -> None:
     assert policy_chain("web", IN) == "pi-web" and profile_chain("web-1", OUT) == "fo-web-1"
     assert policy_chain("x" * 25, IN) == "pi-" + "x" * 25
     assert policy_chain("x" * 26, IN).startswith("pi-xxxxxxxxxxxx_")
-    assert variant_chain("web.front", IN, "tail-in-0123456789ab-5").startswith("pi-web_fro_")
+    assert part_chain("web.front", IN, "", 0).startswith("pi-web_fr_")
 
 
 @given(tricky)
 def test_a_name_says_how_high_its_chain_stands(name: str) -> None:
     assert height(policy_chain(name, IN)) == height(profile_chain(name, OUT)) == 0
     tail = tail_chain(5, IN, name)
-    user = variant_chain(name, IN, tail)
-    assert 0 < height(tail) < height(user) < height(class_chain(OUT, name)) < height(HOST_IN)
+    user = staged_chain(name, IN, tail)
+    assert height(part_chain(name, IN, "", 7)) == 0 and not is_derived(part_chain(name, IN, "", 7))
+    chains = tier_chain(1, OUT, name), tail, user, class_chain(OUT, name), HOST_IN
+    assert height(chains[0]) > 0 and sorted(chains, key=height) == [*chains] and len({*map(height, chains)}) == 5
     assert not is_derived(policy_chain(name, IN)) and not is_derived(HOST_IN) and not is_derived("other")
     assert all(map(is_derived, (tail, user, class_chain(IN, name))))
+
+
+@given(tricky, st.integers(0, 9999))
+def test_a_part_says_whose_it_is(name: str, number: int) -> None:
+    assert policy_of(part_chain(name, IN, "x", number)) == policy_of(part_chain(name, IN, "y", 0)) == parts_of(name, IN)
+    others = policy_chain(name, IN), profile_chain(name, IN), tail_chain(5, IN, name), class_chain(IN, name)
+    assert [policy_of(other) for other in others] == [*others]
 
 
 def test_a_name_cannot_be_made_to_look_like_another() -> None:

@@ -249,6 +249,16 @@ def test_a_policy_that_goes_keeps_what_it_allowed(host: Host) -> None:
     assert host.model.tracked == {SESSION, SIX}
 
 
+def test_a_policy_in_parts_keeps_from_now_on_what_it_allowed(host: Host) -> None:
+    """What a rule that passes divides is other chains with each change."""
+    passing = replace(DENY, action=Action.PASS, protocol=7)
+    for keep, left in ((True, set(ALL)), (False, {BACK})):
+        host.put(policy("web", 'role == "web"', (), (passing, TO_DB)))
+        host.track(*ALL)
+        host.put(policy("web", 'role == "web"', (), (passing, DENY), keep=keep))
+        assert host.model.tracked == left | {STRANGER}
+
+
 def test_a_policy_that_keeps_from_now_on_keeps_already(host: Host) -> None:
     host.track(*ALL)
     host.put(policy("web", 'role == "web"', (), (replace(TO_DB, ip_version=6),), keep=True))

@@ -9,7 +9,7 @@ import pytest
 from hostd.calc import Calculation
 from hostd.chains import targets
 from hostd.desired import Desired, StagedPoint
-from hostd.names import height, log_tag
+from hostd.names import height, log_tag, parts_of, policy_of
 from hostd.ruleset import HOST_CHAINS, HOST_FORWARD_IN, HOST_IN, Goto, Interface, Jump, Log, Rule, Verdict
 from hostd.state import Carrier, Local, Locals, Phase
 from hostd.world import World
@@ -52,7 +52,7 @@ def desired(
 
 
 def shown(found: Desired, chain: str) -> list[object]:
-    """A chain as a list; one that it goes to, and one made for it that it jumps to, within it."""
+    """A chain as a list; one that it goes to, and one made for it that it jumps to, within it; so parts."""
 
     def one(rule: Rule) -> object:
         counted = "+" if rule.counted else ""
@@ -60,7 +60,7 @@ def shown(found: Desired, chain: str) -> list[object]:
             case Goto(there):
                 return f"{counted}goto", shown(found, there)
             case Jump(there):
-                return there if not height(there) else shown(found, there)
+                return shown(found, there) if height(there) or policy_of(there) != there else there
             case Verdict():
                 return counted + rule.verdict.value
             case Log(tag):
@@ -74,7 +74,7 @@ def asked(*policies: Policy, **more: object) -> list[object]:
     return shown(found, found.taps[100].chains.ingress)
 
 
-DROP, ACCEPT = "drop", "accept"
+DROP, ACCEPT, RETURN = "drop", "accept", "return"
 END = ["fi-p", DROP]
 LATER = staged("s", DENY)
 TABLE: dict[str, tuple[tuple[Policy, ...], list[object]]] = {
@@ -83,20 +83,28 @@ TABLE: dict[str, tuple[tuple[Policy, ...], list[object]]] = {
     "a tier that denies is the end": ((policy("a", tier="early"), policy("b")), ["pi-a", DROP]),
     "on to the next tier": (
         (policy("a", LOG, TCP_PASS, tier="early"), policy("b")),
-        [[("log", log_tag("policy", "a", IN, 0)), ("goto", ["pi-b", DROP])], DROP],
+        [[[("log", log_tag("policy", "a", IN, 0))], RETURN, DROP], "pi-b", DROP],
     ),
-    "from the last tier to the profiles": ((policy("a", TCP_PASS),), [[("goto", END)], DROP]),
-    "two policies pass to one tail": (
-        (policy("a", TCP_PASS, tier="early"), policy("b", TCP_PASS, tier="early"), policy("c", tier="late")),
-        [[("goto", ["pi-c", DROP])], [("goto", ["pi-c", DROP])], DROP],
+    "from the last tier to the profiles": ((policy("a", TCP_PASS),), [[RETURN, DROP], *END]),
+    "two policies leave one tier": (
+        (policy("a", TCP_PASS, tier="early"), policy("b", DENY, TCP_PASS, ALLOW, tier="early"),
+         policy("x", tier="early"), policy("c", tier="late")),
+        [[RETURN, [DROP], RETURN, [ACCEPT], "pi-x", DROP], "pi-c", DROP],
     ),
-    "who lets all else pass needs no tail": (
+    "who lets all else pass needs no chain to get out of": (
         (policy("a", DENY, TCP_PASS, PASS, tier="early"), policy("b", tier="early"), policy("c"), policy("d", PASS)),
         ["pi-a", "pi-c", "pi-d", *END],
     ),
     "but where something stands between": (
-        (policy("a", TCP_PASS, LOG, PASS, tier="early"),),
-        [[("goto", END), ("log", log_tag("policy", "a", IN, 1)), ("goto", END)], DROP],
+        (policy("a", TCP_PASS, LOG, PASS, ALLOW, tier="early"), policy("b", tier="early")),
+        [[RETURN, [("log", log_tag("policy", "a", IN, 1))], RETURN], *END],
+    ),
+    "and where others choose": (
+        (policy("a", TCP_PASS, tier="early"), policy("b", DENY, PASS, tier="early"), policy("c", tier="early")),
+        [[RETURN, "pi-b"], *END],
+    ),
+    "who is not asked does not choose": (
+        (policy("a", PASS, tier="early"), policy("b", TCP_PASS, tier="early")), ["pi-a", *END],
     ),
     "a staged policy never decides": (
         (staged("a", DENY, ALLOW, LOG, PASS, order=1.0), policy("b", order=2.0)),
@@ -105,12 +113,16 @@ TABLE: dict[str, tuple[tuple[Policy, ...], list[object]]] = {
     "what comes after it is not asked for it": (
         (policy("b", order=1.0), staged("a", DENY, order=2.0)), ["pi-b", [("+goto", [DROP])], DROP],
     ),
+    "one in a tier that is left": (
+        (staged("s", DENY, order=1.0, tier="early"), policy("a", TCP_PASS, order=2.0, tier="early"), policy("b")),
+        [[[("+goto", [[RETURN, DROP], "pi-b", DROP])], RETURN, DROP], "pi-b", DROP],
+    ),
     "the end of a tier of which only staged policies apply counts": (
         (staged("a", tier="early"), staged("x"), policy("b")), [[], ("+goto", ["pi-b", DROP])],
     ),
     "a staged one in a later tier": (
         (policy("a", TCP_PASS, tier="early"), staged("s", DENY, tier="late")),
-        [[("goto", [[("+goto", END)], ("+goto", END)])], DROP],
+        [[RETURN, DROP], [("+goto", END)], ("+goto", END)],
     ),
 }  # fmt: skip
 
@@ -140,14 +152,33 @@ def test_a_policy_that_changes_does_not_change_the_class() -> None:
     assert one == other
 
 
-def test_tails_are_shared_between_classes() -> None:
-    first = Policy("a", "!has(x)", (IN,), ingress=(TCP_PASS,), tier="early")
-    second = Policy("b", "has(x)", (IN,), ingress=(TCP_PASS,), tier="early")
+def test_tiers_are_shared_between_classes() -> None:
     marked = guest(1)
     marked = replace(marked, accepted=replace(marked.endpoint, labels={"x": ""}))
-    found = desired([first, second, policy("c")], guest(0), marked)
+    some = Policy("b", "has(x)", (IN,), ingress=(ALLOW,), tier="late")
+    found = desired([policy("a", TCP_PASS, tier="early"), some, policy("c")], guest(0), marked)
+    assert found.taps[100].chains.ingress != found.taps[101].chains.ingress
+    assert len([name for name in found.chains if name.startswith("tier-")]) == 1
+
+
+def test_tails_are_shared_between_classes() -> None:
+    marked = guest(1)
+    marked = replace(marked, accepted=replace(marked.endpoint, labels={"x": ""}))
+    some = Policy("b", "has(x)", (IN,), 1.0, ingress=(ALLOW,), tier="early")
+    late = staged("s", DENY, order=2.0, tier="early")
+    found = desired([policy("a", order=0.0, tier="early"), some, late, policy("c")], guest(0), marked)
     assert found.taps[100].chains.ingress != found.taps[101].chains.ingress
     assert len([name for name in found.chains if name.startswith("tail-")]) == 1
+
+
+def test_parts_are_shared_and_the_names_of_others_when_the_policy_is_another() -> None:
+    def parts(*rules: PolicyRule) -> set[str]:
+        found = desired([policy("a", *rules, tier="early"), policy("b", order=1.0, tier="early"), policy("c")])
+        return {name for name in found.chains if policy_of(name) == parts_of("a", IN)}
+
+    one, other = parts(DENY, TCP_PASS, ALLOW), parts(DENY, TCP_PASS, DENY)
+    assert len(one) == len(other) == 2 and not one & other
+    assert one == parts(DENY, TCP_PASS, ALLOW)
 
 
 def test_counters_and_logs_have_words() -> None:
@@ -161,18 +192,32 @@ def test_counters_and_logs_have_words() -> None:
     assert found.logs[tag][:3] == ("policy", "b", "default") and found.logs[tag].rule == 0
 
 
-def test_every_chain_stands_above_those_that_it_uses() -> None:
-    tiers = [Tier(f"t{n}", float(n)) for n in range(6)]
-    policies = [policy(f"a{n}", TCP_PASS, tier=f"t{n}") for n in range(6)] + [staged(f"s{n}", DENY, tier=f"t{n}")
-                for n in range(6)]  # fmt: skip
+def deep(number: int) -> Desired:
+    """So many tiers, each with a staged policy and three that choose what they pass."""
+    each = [
+        replace(p, name=f"{p.name}{n}", tier=f"t{n}")
+        for n in range(number)
+        for p in (policy("a", TCP_PASS), staged("s", DENY, order=1.0), policy("b", DENY, TCP_PASS, ALLOW, order=2.0))
+    ]
     anywhere = HostEndpoint("any", HERE, "*", profiles=("p",))
-    found = desired(policies, tiers=tiers, hosts=[anywhere])
+    return desired(each, tiers=[Tier(f"t{n}", float(n)) for n in range(number)], hosts=[anywhere])
+
+
+def test_every_chain_stands_above_those_that_it_uses() -> None:
     used = 0
-    for name, rules in found.chains.items():
+    for name, rules in (found := deep(6)).chains.items():
         for target in targets(rules):
             used += 1
             assert height(target) < height(name)
-    assert used > 25
+    assert used > 50 and {height(name) for name in found.chains} > {0, 1, 2, 3, 4}
+
+
+def test_tiers_do_not_nest() -> None:
+    def depth(found: Desired, chain: str) -> int:
+        return 1 + max((depth(found, target) for target in targets(found.chains.get(chain, ()))), default=0)
+
+    few, many = ({name: depth(found, name) for name in HOST_CHAINS} for found in (deep(2), deep(24)))
+    assert few == many and max(many.values()) == 7
 
 
 # -- host endpoints -------------------------------------------------------------------------------------------------
