@@ -164,7 +164,7 @@ def _sense(verdict: str) -> int | None:
         return 1
     if verdict == "DROP":
         return -1
-    return 0 if verdict.startswith("-") else None
+    return 0 if verdict.startswith("-") or verdict == "RETURN" else None
 
 
 def constants(tables: Tables, names: Mapping[int, str]) -> dict[str, set[str]]:
