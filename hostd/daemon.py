@@ -78,7 +78,7 @@ class Daemon:
         self.inbox = Inbox(config.run_dir / "hook.sock")
         self.logs = Logs(self.agent, kernel.rtnl.name)
         self.staged = StagedCounts()
-        self.answers = Answers(Witness, self._answer)
+        self.answers = Answers(lambda: Witness(self.machine.packet_filter), self._answer)
         self._selector = selectors.DefaultSelector()
         self._audited = self._retried = self._counted = self._polled = time.monotonic()
         self._pause = POLL if self.machine.packet_filter == IPTABLES else TICK

@@ -1,5 +1,6 @@
 # Owns: the kernel as a witness for `explain`: its rules as its own tools list them, a tap's device group, the way to an
-# address. For one question, in a thread that owns nothing else. Touches: rtnetlink, nft, ip. Writes nothing.
+# address. For one question, in a thread that owns nothing else. Touches: rtnetlink, the packet filter's own tools, ip.
+# Writes nothing.
 from __future__ import annotations
 
 import json
@@ -8,14 +9,23 @@ import subprocess
 from slash32.net import Address, format_address
 
 from ..answers import Listed
-from .nft.listing import KernelFilter
+from .filter import IPTABLES, NFTABLES
 from .rtnl import Rtnl
 
 _PATIENCE = 10  # seconds
 
 
 class Witness:
+    def __init__(self, packet_filter: str = NFTABLES) -> None:
+        self._packet_filter = packet_filter
+
     def listed(self) -> Listed:
+        if self._packet_filter == IPTABLES:
+            from .iptables.listing import SavedFilter
+
+            return SavedFilter()
+        from .nft.listing import KernelFilter
+
         return KernelFilter()
 
     def group_of(self, ifindex: int) -> int:
