@@ -115,6 +115,9 @@ class Recipe:
         names = {*self.world.places.values(), *(h.node for h in self.world.host_endpoints)}
         return {name: HostFilter(name, self.world) for name in sorted(names)}
 
+    def told(self, host: str) -> Told:
+        return told(self.world, host)
+
     def compiled(self, cell: Cell) -> list[bool]:
         """What the packet filters of the hosts on the way say together."""
         judge = Judge(self.world)
