@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
 
+from slash32.policy import THE_DEFAULT_TIER
 from slash32.resources import Resource, encode, kind_of
 
 Id = tuple[str, str]  # kind, name
+_ALWAYS: dict[Id, Resource] = {("Tier", THE_DEFAULT_TIER.name): THE_DEFAULT_TIER}  # nobody stores it
 
 
 class Field(NamedTuple):
@@ -33,6 +35,7 @@ def identified(resources: Iterable[Resource]) -> dict[Id, Resource]:
 
 def edits(before: Mapping[Id, Resource], after: Mapping[Id, Resource], named: Iterable[Id]) -> list[Edit]:
     """Of those that differ, and of those that are named."""
+    before, after = {**before, **_ALWAYS}, {**after, **_ALWAYS}
     ids = [*named, *sorted(set(before) | set(after))]
     found = (_edit(each, before.get(each), after.get(each)) for each in dict.fromkeys(ids))
     wanted = set(named)

@@ -240,6 +240,15 @@ def test_an_answer_that_is_no_endpoint(run: Run, dispatcher: Dispatcher) -> None
     assert code == 1 and "cannot read" in err and err.count("\n") == 1
 
 
+def test_the_tier_that_always_exists_is_not_created() -> None:
+    """As Calico exports it; apply says the same."""
+    always = decode(load_yaml("{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: default},"
+                              " spec: {order: 1e6, defaultAction: Deny}}", "f")[0])  # fmt: skip
+    named = identified([always])
+    assert [edit.change for edit in edits({}, named, named)] == ["unchanged"]
+    assert edits({}, {}, {}) == []
+
+
 def test_edits_of_fields() -> None:
     old = load_yaml(policy(1, more="order: 3") + policy(2, "gone"), "x")
     new = load_yaml(policy(1, more="order: 4") + policy(2, "new"), "x")

@@ -301,7 +301,7 @@ def test_what_is_taken_of_a_calico_export_is_unchanged() -> None:
         for name in ("exported.yaml", "policy.yaml")
     )
     taken = [value for value in exported if not [*yaml_problems(yaml.safe_dump(value))]]
-    assert len(taken) == 5 and len(exported) == 9
+    assert len(taken) == 6 and len(exported) == 9
     assert all(value in mended for value in taken)
 
 
