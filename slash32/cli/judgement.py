@@ -106,7 +106,7 @@ def _paragraph(answer: Answer, verbose: bool, same: Sequence[Answer] = ()) -> st
             lines.append(f"  {_where(way, stage)}: {_decision(stage)}")
             lines += [f"    before: {_note(note)}" for note in here]
             notes = [note for note in notes if note not in here]
-        elif not way.startswith("host"):
+        elif not way.startswith("host") and getattr(answer.verdict, f"host_{way}") is None:
             end = answer.source if way == "egress" else answer.destination
             lines.append(f"  {way} of {end.name}: not asked, no Endpoint has this address")
     lines += [f"  {note.direction.value.lower()} of {note.domain}: {_note(note)}" for note in notes]

@@ -265,3 +265,10 @@ def test_a_guest_with_two_interfaces(capsys: pytest.CaptureFixture[str], tmp_pat
 )
 def test_traffic(text: str, found: Traffic) -> None:
     assert parse_traffic(text) == found
+
+
+def test_a_host_is_asked_as_a_host_only(explain: Any) -> None:
+    said = explain("office-pc", "h1-eth0", "tcp/8443").out
+    assert "arriving by host endpoint h1-eth0: allowed" in said
+    assert "not asked" not in said
+    assert "egress of 203.0.113.9: not asked" in explain("203.0.113.9", "h1-eth0", "tcp/22").out, "the control"
