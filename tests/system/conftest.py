@@ -35,6 +35,7 @@ from lab.paths import LabError
 from lab.rack import Rack
 
 NAME = "tsys"
+LEGACY = ["h2"]  # both kinds of host
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def site() -> Iterator[Site]:
     if kept:
         yield Site(_kept(kept), _number=int.from_bytes(os.urandom(1)) * 4)
         return
-    with product.new_rack(NAME) as rack:
+    with product.new_rack(NAME, legacy=LEGACY) as rack:
         product.deploy(rack, seconds=90)
         yield Site(rack)
 
@@ -54,7 +55,7 @@ def _kept(name: str) -> Rack:
     try:
         return Rack.attach(name)
     except LabError:
-        rack = product.new_rack(name, tied=False).up()
+        rack = product.new_rack(name, tied=False, legacy=LEGACY).up()
         product.deploy(rack, seconds=90)
         return rack
 
