@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(
         "compile",
         _compile,
-        "print what the kernel is to hold, as nft and ip commands, from the last state on disk",
+        "print what the kernel is to hold, as the packet filter's and ip commands, from the last state on disk",
         "slash32-hostd compile | less\nslash32-hostd compile | nft -c -f -      the packet filter's part, checked only",
     )
     verb(

@@ -8,6 +8,8 @@ from slash32.net import format_address
 
 from .calc import Calculation
 from .config import Config
+from .dataplane.choice import chosen
+from .dataplane.filter import IPTABLES
 from .dataplane.host import Machine, boot_id, guard_of
 from .dataplane.nft.admission import Admission
 from .dataplane.nft.render import Content, render
@@ -22,7 +24,7 @@ from .world import world_of
 
 
 def compiled(config: Config) -> str:
-    """The packet filter as `nft -f` takes it, then links, neighbours and routes as `ip` commands."""
+    """The packet filter as its own tools take it, then links, neighbours and routes as `ip` commands."""
     desired = _calculation(config).desired
     taps = [desired.taps[index] for index in sorted(desired.taps)]
     numbers = {chains: config.group_base + 1 + at for at, chains in enumerate(_classes(desired))}
@@ -33,8 +35,16 @@ def compiled(config: Config) -> str:
         classes={group: (chains.egress, chains.ingress) for chains, group in numbers.items()},
         admissions=[Admission(t.ifindex, t.mac, t.addresses, t.prefixes) for t in taps],
     )
-    ruleset = render(guard_of(config), content)
+    ruleset = _rendered(config, content, taps)
     return ruleset + "".join(f"# ip {line}\n" for line in _ip_commands(taps, desired, numbers))
+
+
+def _rendered(config: Config, content: Content, taps: Sequence[Tap]) -> str:
+    if chosen(config.packet_filter) == IPTABLES:
+        from .dataplane.iptables.render import render as render_iptables
+
+        return render_iptables(guard_of(config), content, {tap.ifindex: tap.name for tap in taps})
+    return render(guard_of(config), content)
 
 
 def pending(config: Config) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +13,7 @@ from netns import Namespace, run
 from nft_samples import GUARD, contents
 
 from hostd.dataplane.iptables.names import is_outward
+from hostd.dataplane.iptables.render import render
 from hostd.dataplane.iptables.table import IptablesFilter
 from hostd.dataplane.nft import Admission, Content, TransactionRefused
 from hostd.ruleset import (
@@ -326,3 +329,30 @@ def test_counters_are_the_rules(table: IptablesFilter) -> None:
     change.put_chain("po-a", [either, only4, ACCEPT], 0)
     change.commit()
     assert table.counters({"po-a"}) == {"po-a": ((0, 0),) * 3}
+
+
+# -- as text ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=max(4, COUNT // 5), deadline=None, suppress_health_check=list(HealthCheck))
+@given(contents())
+def test_the_text_loads_as_what_is_written(content: Content) -> None:
+    content = renamed(content)
+    namespace = Namespace()
+    with namespace.entered():
+        index = tap("vnet0")
+        behind = (parse_prefix("10.1.0.0/24"), parse_prefix("fd00:1::/64"))
+        content = replace(content, admissions=[Admission(index, MAC, (A, bytes(15) + b"\1"), behind)])
+        sets, v4, v6 = re.split(r"# .*restore.*\n", render(GUARD, content, {index: "vnet0"}))[1:]
+        run("ipset", "restore", stdin=sets)
+        run("iptables-legacy-restore", "--noflush", stdin=v4)
+        run("ip6tables-legacy-restore", "--noflush", stdin=v6)
+        table = IptablesFilter(GUARD)
+        assert not table.load(), "hostd finds its guard in it"
+        found = table.read()
+        assert not found.strays and found.classes == content.classes and found.sets == content.sets
+        assert found.admissions == set(next(iter(content.admissions)).grants())
+        for name, rules in content.chains.items():
+            assert found.chains.get(name, ()) == table.fingerprints(rules)
+        table.close()
+    namespace.close()

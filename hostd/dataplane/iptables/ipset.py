@@ -82,7 +82,7 @@ def elements(kind: SetKind, members: Iterable[Member]) -> Iterator[bytes]:
             raise ValueError(f"a member of a set of {width}-byte addresses has another length")
         yield from _pieces(_addresses(width, b"".join(found)), len(_single(bytes(width))))  # type: ignore[arg-type]
         return
-    each = [_net(part) for member in members for part in _halves(_fitting(member, width))]
+    each = [_net(part) for member in members for part in halves(_fitting(member, width))]
     for start in range(0, len(each), 1000):
         yield _body(b"".join(each[start : start + 1000]))
 
@@ -130,7 +130,7 @@ def _fitting(member: Member, width: int) -> Prefix:
     return member
 
 
-def _halves(prefix: Prefix) -> tuple[Prefix, ...]:
+def halves(prefix: Prefix) -> tuple[Prefix, ...]:
     """ipset has no /0."""
     if prefix.length:
         return (prefix,)
