@@ -1,5 +1,6 @@
 # Everything from a fresh Debian 12 machine (root, git, make): each target installs what it needs first.
 #   make demo    two hypervisors with slash32 and guests, in one machine     (KEEP=1 leaves the rack up)
+#                h1 has nf_tables, h2 iptables-legacy                        (LEGACY='h1 h2', LEGACY=none)
 #   make check   lint, types, laws and budgets, unit tests, in under a minute (no root needed once deps are in)
 #   make test    everything, counts reduced;  make test-full   counts in full
 #   make deb     the .debs in dist/;          make bench       the benchmarks (JSON=1);    make clean
@@ -57,7 +58,7 @@ test test-full: deps deb
 	$(PY) -m pytest -q tests
 
 demo: deps deb
-	$(PY) -m lab.demo $(if $(KEEP),--keep)
+	$(PY) -m lab.demo $(if $(KEEP),--keep) $(if $(LEGACY),--legacy $(filter-out none,$(LEGACY)))
 
 deb: deps
 	packaging/deb/build

@@ -318,6 +318,7 @@ class Daemon:
             self._said = now
             path = self.config.run_dir / "hostd.status"
             fresh = path.with_suffix(".new")
-            said = status.of(self.agent, os.getpid(), self.memory.trouble) | {"staged": staged}
+            said = status.of(self.agent, os.getpid(), self.memory.trouble)
+            said |= {"staged": staged, "packet_filter": self.machine.packet_filter}
             fresh.write_text(json.dumps(said, sort_keys=True))
             fresh.replace(path)

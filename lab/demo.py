@@ -72,6 +72,7 @@ class Demo:
         with self.screen.waiting("for the hosts to be in sync with the dispatcher"):
             product.deploy(self.rack)
         self.screen.line("slash32: keys exchanged, hosts admitted; h1 and h2 are in sync with d1")
+        self.screen.line(", ".join(f"{node.name} filters packets by {packet_filter(node)}" for node in self.rack.hosts))
 
     def two_guests(self) -> None:
         self.screen.step(2, "Guests: a virtual machine and two containers on each host, and one that nobody tagged")
@@ -253,6 +254,10 @@ class Demo:
             self.screen.good(f"all {len(flows)} flows went on the whole time, longest silence {max(gaps):.0f} ms")
 
 
+def packet_filter(node: Node) -> str:
+    return {"nftables": "nf_tables", "iptables": "iptables-legacy"}[product.host_status(node)["packet_filter"]]
+
+
 def ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
@@ -278,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("lab.demo", description="slash32 at work on a rack in this machine.")
     parser.add_argument("--keep", action="store_true", help="leave the rack up at the end (make demo KEEP=1)")
     parser.add_argument("--name", default="lab", help="name of the rack; one of this name that is up is replaced")
-    parser.add_argument("--legacy", action="append", default=[], metavar="HOST", help="HOST has iptables-legacy")
+    legacy = "these have iptables-legacy, the others nf_tables (default: h2; make demo LEGACY='h1 h2', LEGACY=none)"
+    parser.add_argument("--legacy", nargs="*", default=["h2"], choices=sorted(PLACES), metavar="HOST", help=legacy)
     options = parser.parse_args(argv)
     if os.geteuid() != 0:
         print("demo: run as root: it makes namespaces and mounts", file=sys.stderr)
@@ -324,6 +330,8 @@ def look_around(name: str) -> list[str]:
         f"  {rack} exec h1 -- virsh list                          virtual machines (containers: virsh -c lxc:/// list)",
         f"  {rack} exec h1 -- slash32-hostd status                what hostd holds",
         f"  {rack} exec h1 -- nft list table inet slash32         what the kernel enforces",
+        f"  {rack} exec h2 -- iptables-legacy-save -t security    the same, on a host of the other kind",
+        f"  {rack} exec d1 -- slash32 explain app1 db2 tcp/5432   why: by the model, and by both kernels",
         f"  {rack} exec d1 -- slash32 get endpoints               the fleet, as the dispatcher knows it",
         f"  {rack} guest h1 app1 -- probe 10.65.0.13              packets from inside a guest",
         f"  {rack} logs h1 slash32-hostd",

@@ -65,13 +65,18 @@ def test_an_interrupted_demo_leaves_nothing(how: signal.Signals, when: str) -> N
     assert traces(NAME) == []
 
 
-def test_the_demo() -> None:
-    """Kept, looked around in, and taken down."""
-    done = subprocess.run([*COMMAND, "--keep"], cwd=REPO, capture_output=True, text=True, timeout=LIMIT, check=False)
+@pytest.mark.parametrize("legacy", ["", "h1"])
+def test_the_demo(legacy: str) -> None:
+    """Kept, looked around in, and taken down; on either kind of host hostd is killed."""
+    command = [*COMMAND, "--keep", *(["--legacy", legacy] if legacy else [])]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=LIMIT, check=False)
     said = done.stdout
     try:
         assert done.returncode == 0, said + done.stderr
         assert [line[0] for line in said.splitlines() if re.match(r"\d\. ", line)] == list("1234567")
+        kinds = {legacy or "h2": "iptables-legacy"}
+        spoken = [f"{host} filters packets by {kinds.get(host, 'nf_tables')}" for host in ("h1", "h2")]
+        assert ", ".join(spoken) in said
         assert re.search(r"revision \d+ live on 2 of 2 hosts in \d[\d.]* ms", said)
         grids = re.findall(r"(\d+) of (\d+) as written in examples/\S+\.matrix", said)
         assert [int(total) for _, total in grids] == [252, 252, 252, 336, 336, 336]
