@@ -1,7 +1,7 @@
 # Owns: which calculations ask for what, when the replica took changes. Pure.
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 from slash32.net import Prefix
@@ -20,15 +20,19 @@ def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
 
     Sets go first: a policy that is loaded afterwards finds them as they are now, counted once.
     """
-    dirty = Dirty()
-    changes = [change for applied in batch for change in applied.changes]
-    whole = {change.name for change in changes if not isinstance(change, Members) and change.kind is Kind.SET}
-    names: dict[Kind, list[Name]] = {}
-    for change in changes:
-        if not isinstance(change, Members):
-            names.setdefault(change.kind, []).append(change.name)
-        elif change.name not in whole:
+    dirty, members, names = Dirty(), list[Members](), dict[Kind, list[Name]]()
+    for applied in batch:
+        for change in applied.changes:
+            if isinstance(change, Members):
+                members.append(change)
+            else:
+                names.setdefault(change.kind, []).append(change.name)
+    whole = set(names.get(Kind.SET, ()))
+    for change in members:
+        if change.name not in whole:
             dirty.merge(calc.members_changed(change.name, _listed(change.add), _listed(change.remove)))
+    if not names:
+        return dirty
     for name in whole:
         dirty.merge(calc.set_replaced(str(name)))
     rules = {kind: cast("list[str]", names[kind]) for kind in RULES if kind in names}
@@ -41,5 +45,5 @@ def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
     return dirty
 
 
-def _listed(members: AddressSet) -> list[Member]:
-    return [*members.addresses, *members.prefixes]
+def _listed(members: AddressSet) -> Collection[Member]:
+    return [*members.addresses, *members.prefixes] if members.prefixes else members.addresses

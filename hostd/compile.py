@@ -52,7 +52,7 @@ class SelectorSet:
     that name it and the old set's end travel in one transaction.
     """
 
-    __slots__ = ("_sizes", "counts", "digest", "specs")
+    __slots__ = ("_limits", "_sizes", "counts", "digest", "specs")
 
     def __init__(self, selector: str, value: AddressSet) -> None:
         self.digest = digest(selector)
@@ -67,11 +67,14 @@ class SelectorSet:
 
         Written for the commonest change of all, that of one member.
         """
+        counts, limits, held = self.counts, self._limits, True
         for members, step in ((add, 1), (remove, -1)):
             for member in members:
-                self.counts[kind_of(member)] += step
-        wanted = self._wanted()
-        if wanted == self._sizes:
+                kind = kind_of(member)
+                counts[kind] += step
+                least, most = limits.get(kind, (0, 0))
+                held = held and least <= counts[kind] <= most
+        if held or (wanted := self._wanted()) == self._sizes:
             return False
         self._sizes = wanted
         self.specs = self._declare()
@@ -83,6 +86,7 @@ class SelectorSet:
         return [(kind, capacity(counts[kind])) for kind in _ALL_KINDS if kind in _ADDRESSES or counts[kind] > 0]
 
     def _declare(self) -> dict[SetKind, tuple[str, SetSpec]]:
+        self._limits = {kind: _counts_of(size, int(kind not in _ADDRESSES)) for kind, size in self._sizes}
         return {kind: (f"{kind.value}-{self.digest}-{size}", SetSpec(kind, size)) for kind, size in self._sizes}
 
 
@@ -119,6 +123,11 @@ def capacity(count: int) -> int:
     while size < 2 * count:
         size *= 4
     return size
+
+
+def _counts_of(size: int, least: int) -> tuple[int, int]:
+    """The fewest and the most elements for which a set is declared with this capacity."""
+    return (least if capacity(0) == size else size // 8 + 1), size // 2
 
 
 class Parts(NamedTuple):

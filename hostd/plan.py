@@ -165,8 +165,10 @@ def plan(scope: Scope) -> Plan:
             _plan_withdrawal(out, ifindex, have)
         elif actual.foreign_groups.get(ifindex, 0) and limits.prune:
             out.close.append(SetGroup(ifindex, 0))
-    _plan_routes(out, scope)
-    _plan_exempt(out, scope)
+    if dirty.routes:
+        _plan_routes(out, scope)
+    if desired.exempt != actual.exempt:
+        _plan_exempt(out, scope)
     if actual.strays and limits.prune:
         out.filter.append(Sweep(actual.strays))
     out.close += [Delete(route) for route in actual.extra_routes if limits.prune]

@@ -71,6 +71,8 @@ class InForce:
     def ahead(self, scope: Scope, todo: Plan, fingerprints: Callable[[tuple[Rule, ...]], tuple[str, ...]]) -> Change:
         """`fingerprints`: of rules, as the packet filter has them."""
         change = Change()
+        if self._only_gives(scope):
+            return change
         changed, unsure = self._chains_that_change(scope, change, fingerprints)
         askers, vague = self._sets_that_change(scope, todo, change)
         unsure |= vague
@@ -85,6 +87,19 @@ class InForce:
             places = range(len(HOST_CHAINS)) if ifindex == HOST else (EGRESS, INGRESS)
             change.sides.update({(ifindex, place): False for place in places})
         return change
+
+    def _only_gives(self, scope: Scope) -> bool:
+        """The commonest change of all, that of a member, takes nothing where no rule asks the set against it."""
+        dirty, known = scope.dirty, self.members
+        if dirty.chains or dirty.taps or dirty.sets or dirty.refill or self.owed or scope.actual.members is not None:
+            return False
+        if self._unread:
+            self._read()
+        for name, (came, went) in dirty.members.items():
+            kinds = (_BY_ADDING if came else 0) | (_BY_REMOVING if went else 0)
+            if name not in known or any(by & kinds for by in self._askers.get(name, {}).values()):
+                return False
+        return True
 
     def owe_all(self, taps: Iterable[int]) -> None:
         """Nobody knows what was in force: all flows are judged with the next change."""

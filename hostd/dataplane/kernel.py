@@ -135,10 +135,20 @@ class Kernel:
 
     def apply(self, todo: Plan, actual: Actual) -> list[Refused]:
         """Carries out the plan, in its order. What is refused stops only what depends on it."""
-        refused = self._links(todo.close, actual)
+        refused = self._links(todo.close, actual) if todo.close else []
         haunted = self._end_old_flows(todo.filter, actual)
         refused += haunted.values()
         refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
+        if todo.open:
+            refused += self._open(todo, actual, refused)
+        unused, kept = _collectable(todo.collect, actual)
+        refused += self._filter(unused, actual)
+        actual.extra_routes = ()
+        return refused + kept
+
+    def _open(self, todo: Plan, actual: Actual, before: Sequence[Refused]) -> list[Refused]:
+        """But for what rests on what was refused `before`."""
+        refused: list[Refused] = []
         unready = {op.ifindex for op in todo.filter if isinstance(op, Admit) and not _admitted(op, actual)}
         refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
         unset = {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
@@ -146,14 +156,10 @@ class Kernel:
         opening: list[Operation] = []
         for op in todo.open:
             if isinstance(op, SetGroup) and (op.ifindex in unready or op.group not in actual.classes):
-                refused.append(self._not_opened(op.ifindex, refused))
+                refused.append(self._not_opened(op.ifindex, [*before, *refused]))
             elif not isinstance(op, PutSysctls) and not _is_gateway(op, unset):
                 opening.append(op)
-        refused += self._links(opening, actual)
-        unused, kept = _collectable(todo.collect, actual)
-        refused += self._filter(unused, actual)
-        actual.extra_routes = ()
-        return refused + kept
+        return refused + self._links(opening, actual)
 
     def _end_old_flows(self, ops: Sequence[Grow], actual: Actual) -> dict[int, Refused]:
         """Addresses that come to a tap begin anew: what was open to another guest is not open to this one. A tap that

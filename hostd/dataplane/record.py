@@ -6,10 +6,12 @@ from collections.abc import Callable
 from ..desired import Actual, Admitted
 from ..forwarding import Add, Delete, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
 from ..plan import (
+    AddMembers,
     AddSet,
     Admit,
     DelChain,
     DelClass,
+    DelMembers,
     DelSet,
     Exempt,
     Expel,
@@ -25,6 +27,8 @@ Fingerprints = Callable[[tuple[Rule, ...]], tuple[str, ...]]
 
 def record_filter(op: FilterOp, actual: Actual, fingerprints: Fingerprints) -> None:
     match op:
+        case AddMembers() | DelMembers():  # most of all
+            pass
         case AddSet(name, spec):
             actual.sets[name] = spec
         case DelSet(name):

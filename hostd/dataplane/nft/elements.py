@@ -42,7 +42,7 @@ def _fitting(kind: SetKind, member: Member) -> Prefix:
     return member
 
 
-def _pieces(filled: bytearray, step: int) -> Iterator[bytes]:
+def _pieces(filled: bytes | bytearray, step: int) -> Iterator[bytes]:
     size = _ROOM // step * step
     for offset in range(0, len(filled), size):
         yield bytes(filled[offset : offset + size])
@@ -51,9 +51,10 @@ def _pieces(filled: bytearray, step: int) -> Iterator[bytes]:
 def _encode_addresses(width: int, members: list[Member]) -> Iterator[bytes]:
     if not {width}.issuperset(map(len, members)):
         raise ValueError(f"a member of a set of {width}-byte addresses has another length")
-    keys = b"".join(members)  # type: ignore[arg-type]
-    template = k.element(bytes(width))
-    return _pieces(_fill(template, [(12, keys)], width, len(members)), len(template))
+    if not members:
+        return iter(())
+    head = k.element(bytes(width))[:12]  # the key is all that follows
+    return _pieces(head + head.join(members), 12 + width)  # type: ignore[arg-type]
 
 
 def _encode_nets(width: int, prefixes: list[Prefix]) -> Iterator[bytes]:
