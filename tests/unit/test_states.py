@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from hostd.chains import targets
 from hostd.desired import Dirty
 from hostd.forwarding import Link
+from hostd.names import parts_of, policy_of
 from hostd.plan import Limits
 from hostd.ruleset import Guard
 from hostd.settle import Settler
@@ -242,6 +244,36 @@ def test_a_state_of_rest_writes_nothing() -> None:
         walk.settle()
         walk.settler.resync()
         assert walk.model.writes == before
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_of_a_policy_in_parts_the_whole_last_form_stays(refused: int) -> None:
+    """Not one part of the last and one of the next: together they may allow what neither does."""
+
+    def state(*rules: Rule) -> State:
+        return State(dict([policy("a", *rules, tier="t"), tier(0)]), (guest(0),))
+
+    def asked() -> dict[str, tuple[object, ...]]:
+        chains = walk.model.tables.chains
+        (name,) = (name for name in chains if name.startswith("tier-in-"))
+        return {name: chains[name]} | {target: chains[target] for target in targets(chains[name])}
+
+    walk, passing = Walk(), Rule(Action.PASS, 6)
+    walk.become(state(DENY, passing, ALLOW))
+    walk.settle()
+    before = asked()
+    assert len(before) == 3
+    parts = parts_of("a", Direction.INGRESS)
+    walk.model.refuses = lambda what, item: (
+        what == "put chain" and policy_of(str(item)) == parts and str(item).endswith(str(refused))
+    )
+    walk.become(state(ALLOW, passing, DENY))
+    walk.settle()
+    assert walk.settler.failures() and asked() == before
+    walk.model.refuses = lambda _what, _item: False
+    walk.settler.retry(0.0)
+    walk.check(state(ALLOW, passing, DENY))
+    assert len(asked()) == 3 and len(asked().keys() - before.keys()) == 2
 
 
 def test_there_is_no_way_to_a_guest_of_this_host_that_is_not_here() -> None:
