@@ -222,6 +222,19 @@ def test_who_joins_what_is_denied_loses(host: Host, rule: Rule | None) -> None:
     assert host.model.tracked == set(ALL) - {SESSION}
 
 
+@pytest.mark.parametrize("allows", ["policy", "profile"])
+def test_who_joins_or_leaves_what_passes_on_loses(host: Host, allows: str) -> None:
+    """It is asked elsewhere then: in its profile, or in the rest of its tier."""
+    passing = replace(TO_DB, action=Action.PASS, destination=Peer(selector='role == "app"'))
+    last, profile = (TO_DB, DENY) if allows == "policy" else (DENY, TO_DB)
+    with_db = (FAR,) if allows == "policy" else (FAR, DB)
+    host.members('role == "app"', *with_db)
+    host.put(policy("web", 'role == "web"', (), (passing, last)), Profile("open", (ALLOW,), (profile, ALLOW)))
+    host.track(SESSION, STRANGER)
+    host.members('role == "app"', *{FAR, DB}.symmetric_difference(with_db), FAR)
+    assert host.model.tracked == {STRANGER}
+
+
 def test_a_set_that_outgrows_its_size_takes_nothing(host: Host) -> None:
     host.track(*ALL)
     host.members('role == "db"', DB, DB6, *(bytes((10, 70, n, n)) for n in range(200)))
