@@ -2,14 +2,12 @@
 # here; runs it where its file does not tell.
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 from ..config import Unusable
 from .filter import IPTABLES, NFTABLES
 
-_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+_PLACES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 LEGACY, NF_TABLES, NONE = "legacy", "nf_tables", ""
 AUTO = "auto"
 
@@ -30,16 +28,19 @@ def chosen(setting: str) -> str:
 
 
 def flavour_of_iptables() -> str:
-    found = shutil.which("iptables", path=_PATH)
+    found = next((place for place in _PLACES if Path(place, "iptables").exists()), None)
     if found is None:
         return NONE
-    name = Path(found).resolve().name
+    program = Path(found, "iptables")
+    name = program.resolve().name
     if "legacy" in name:
         return LEGACY
     if "nft" in name:
         return NF_TABLES
+    import subprocess  # hardly ever
+
     try:
-        said = subprocess.run([found, "-V"], capture_output=True, text=True, timeout=10, check=False).stdout
+        said = subprocess.run([str(program), "-V"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return NONE
     return NF_TABLES if "nf_tables" in said else LEGACY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..ruleset import Guard, Rule, SetKind, SetSpec
@@ -12,6 +13,7 @@ from .nft.elements import Member
 from .nft.reading import Actual
 
 NFTABLES, IPTABLES = "nftables", "iptables"
+_LEGACY = Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names")  # the tables that have been made
 
 
 class Transaction(Protocol):
@@ -53,6 +55,9 @@ class PacketFilter(Protocol):
     def pieces(self, admission: Admission) -> frozenset[Hashable]:
         """What a sweep takes to take this away."""
 
+    def heard_by(self, listen: Callable[[bool], None]) -> None:
+        """Who of ours listens to the kernel, to be turned off and on: it need not hear what we write."""
+
     def changed(self) -> bool:
         """Somebody else changed something, and no notification tells; cheap enough for several times a second."""
 
@@ -77,6 +82,8 @@ class PacketFilter(Protocol):
 def is_there(kind: str) -> bool:
     """Something of ours stands in this packet filter."""
     if kind == IPTABLES:
+        if not any(path.exists() and "security" in path.read_text().split() for path in _LEGACY):
+            return False
         from .iptables.table import IptablesFilter
 
         return IptablesFilter.is_there()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import subprocess
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from ..nft.transaction import TransactionRefused
 from .lines import Line
 
 _COMMAND = {4: "iptables-legacy-restore", 6: "ip6tables-legacy-restore"}
+_ENVIRONMENT = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 _WAIT = 20  # seconds for /run/xtables.lock
 _AT_LINE = re.compile(r"line:? (\d+)")
 
@@ -72,10 +72,12 @@ def write(version: int, edits: dict[str, Edit]) -> None:
     rows = [row for table, edit in edits.items() for row in edit.rows(table)]
     if not rows:
         return
-    command = [shutil.which(_COMMAND[version], path=_PATH) or _COMMAND[version], "--noflush", "--wait", str(_WAIT)]
+    command = [_COMMAND[version], "--noflush", "--wait", str(_WAIT)]
     text = "".join(f"{row.text}\n" for row in rows)
     try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=3 * _WAIT, check=False)
+        done = subprocess.run(
+            command, input=text.encode(), capture_output=True, timeout=3 * _WAIT, check=False, env=_ENVIRONMENT
+        )
     except FileNotFoundError:
         raise _refusal(_Row("", None, command[0]), errno.ENOENT, "not installed: apt install iptables") from None
     except subprocess.TimeoutExpired:
@@ -86,9 +88,6 @@ def write(version: int, edits: dict[str, Edit]) -> None:
         row = rows[min(int(at[1]), len(rows)) - 1] if at else _Row("", None, command[0])
         words = " ".join(said.split())[:200]
         raise _refusal(row, errno.EINVAL, words)
-
-
-_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 def _refusal(row: _Row, code: int, words: str) -> TransactionRefused:

@@ -252,6 +252,9 @@ class IptablesFilter:
         nobody is told of that here."""
         return self._watch.changed()
 
+    def heard_by(self, listen: Callable[[bool], None]) -> None:
+        """Nobody is told of what we write."""
+
     def settled(self) -> None:
         self._watch.settled()
         self._sets.touched.clear()
