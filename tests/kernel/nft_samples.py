@@ -85,6 +85,8 @@ def rules(draw: st.DrawFn, chains: tuple[str, ...] = ()) -> Rule:
             ranges = tuple(draw(st.lists(port_ranges(), min_size=1, max_size=4)))
             matches.append(Ports(side, ranges, draw(st.booleans())))
     matches += draw(_side(version))
+    if any(isinstance(m, InSet | InNets) and m.negate for m in matches) and Family(version) not in matches:
+        matches.append(Family(version))  # as hostd.ruleset asks: whoever is of the other family is outside, too
     matches += [Interface(way, draw(st.sampled_from(("eth0", "en-p.1@x:y", "lo")))) for way in draw(st.sets(_WAYS))]
     verdict = draw(st.sampled_from([*Verdict, *map(Jump, chains), *map(Goto, chains), Log("i:web.2"), Log("e:A-z")]))
     return Rule(tuple(draw(st.permutations(matches))), verdict, draw(st.text(max_size=130)), draw(st.booleans()))
