@@ -3,6 +3,7 @@
 #                h1 has nf_tables, h2 iptables-legacy                        (LEGACY='h1 h2', LEGACY=none)
 #   make check   lint, types, laws and budgets, unit tests, in under a minute (no root needed once deps are in)
 #   make test    everything, counts reduced;  make test-full   counts in full
+#   make soak    random worlds, three verdicts, until one differs   (SECONDS=600; SEED=n begins there)
 #   make deb     the .debs in dist/;          make bench       the benchmarks (JSON=1);    make clean
 
 SHELL := /bin/bash
@@ -22,7 +23,7 @@ APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3
 PIP := pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.15 ruff==0.17.6 mypy==2.4.1 \
  types-PyYAML==6.0.12.20261113 lxml-stubs==0.5.1
 
-.PHONY: help deps check test test-full demo deb bench clean
+.PHONY: help deps check test test-full soak demo deb bench clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -56,6 +57,9 @@ test-full: export SLASH32_COUNTS = full
 test test-full: deps deb
 	lab/rack base
 	$(PY) -m pytest -q tests
+
+soak: deps
+	$(PY) tests/soak.py --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 demo: deps deb
 	$(PY) -m lab.demo $(if $(KEEP),--keep) $(if $(LEGACY),--legacy $(filter-out none,$(LEGACY)))
