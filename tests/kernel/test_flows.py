@@ -1,10 +1,11 @@
-# Forgetting flows, against the real conntrack table of a namespace of its own.
+# Forgetting flows, against the real conntrack table of a namespace of its own, where either packet filter stands.
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import filters
 import pytest
 from netns import Namespace, run
 
@@ -26,13 +27,16 @@ FLOWS = [
 
 
 @pytest.fixture
-def flows(netns: Namespace) -> Iterator[Flows]:
+def flows(netns: Namespace, packet_filter: str) -> Iterator[Flows]:
+    guard = filters.make()
+    guard.load()
     for source, target in FLOWS:
         words = f"-I -p udp -s {source} -d {target} --sport 1000 --dport 2000 -t 60"
         run("conntrack", *words.split())
     made = Flows()
     yield made
     made.close()
+    guard.close()
 
 
 def tracked() -> set[tuple[str, str]]:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import filters
 import pytest
 from netns import Namespace, eventually, run
 from town import Session, Town, tracked
@@ -39,7 +40,7 @@ def to_db(*rules: Rule) -> Policy:
 
 
 @pytest.fixture
-def town(netns: Namespace) -> Iterator[Town]:
+def town(netns: Namespace, packet_filter: str) -> Iterator[Town]:
     made = Town("web", "db", "other")
     made.put(OPEN, web(ASK_DB, ASK_ADMIN, TALK))
     yield made
@@ -159,7 +160,7 @@ def test_what_leaked_while_there_was_no_filter_ends_and_what_is_allowed_goes_on(
     guests = town.guests
     session = Session(guests[0], guests[1], 5432, 4)
     assert session.lives()
-    run("nft", "flush", "ruleset")
+    filters.open_up()
     leaked = Session(guests[0], guests[1], 22, 4)
     assert leaked.lives()
     assert town.settler.resync() == []
@@ -365,7 +366,7 @@ def look(town: Town, anything: bool = False) -> set[Packet]:
 
 @pytest.mark.parametrize("seed", range(100 if FULL else 20))
 def test_after_any_change_the_flows_are_those_that_are_allowed_or_kept(
-    netns: Namespace, tmp_path_factory: pytest.TempPathFactory, seed: int
+    netns: Namespace, packet_filter: str, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
     chance, file = random.Random(seed), str(tmp_path_factory.mktemp("flows") / "flows")
     town = Town("web", "db", "other", "web")
