@@ -12,10 +12,10 @@ import pytest
 from fabric import Fabric, Unsettled, one_cpu
 from findings import as_yaml, differs, explain_line, report, shrunk
 from three import KINDS, Figures, outcomes, sequel
-from verdict_bugs import BUGS, IPTABLES_BUGS, NO_BUGS, Bug, patched
+from verdict_bugs import BUGS, IPTABLES_BUGS, NO_BUGS, SKELETON_BUGS, Bug, patched
 from verdict_packets import PACKETS, WELL, Case, Model, case
 
-from hostd.dataplane.filter import IPTABLES
+from hostd.dataplane.filter import IPTABLES, NFTABLES
 from slash32.documents import load_yaml
 from slash32.verdict import World
 from slash32.worldfile import read_world
@@ -80,6 +80,14 @@ def test_bugs_are_seen(fabric: Fabric) -> None:
     found = {name: caught(fabric, bug) for name, bug in bugs_of(fabric.kind).items()}
     print(f"{fabric.kind}: {len(found)} bugs, and in which world each is seen: {found}")
     assert [name for name, seed in found.items() if seed is None] == []
+
+
+def test_bugs_of_the_skeleton_are_seen() -> None:
+    for name, bug in SKELETON_BUGS.items():
+        with one_cpu(), patched(bug):
+            made = Fabric(NFTABLES)
+            assert any(seen(made, seed) for seed in range(AGAINST)), name
+            made.close()
 
 
 def test_what_is_no_bug_is_not_seen(fabric: Fabric) -> None:

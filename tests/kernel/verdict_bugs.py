@@ -226,7 +226,6 @@ BUGS: dict[str, Bug] = {
     "staged policies are enforced": (STEPS, tiers(enforced)),
     "what is forwarded is asked by all policies": ("hostd.calc.host_chains", one_way),
     "what is forwarded is not asked": (WALK, without_forward),
-    "no port is always open to the host": ("hostd.dataplane.nft.host._failsafe", lambda *_: []),
     "the one for all interfaces goes first": ("hostd.calc.in_order", lambda found: in_order(found)[::-1]),
     "who leaves a set stays in the kernel's": ("hostd.sets.Sets.changed", stale),
     "who joins a set does not in the kernel": ("hostd.sets.Sets.changed", deaf),
@@ -274,6 +273,11 @@ IPTABLES_BUGS: dict[str, Bug] = {
     "0.0.0.0/0 is no member": ("hostd.dataplane.iptables.ipset.halves", no_zero),
     "of 0.0.0.0/0 half": ("hostd.dataplane.iptables.ipset.halves", half_of_zero),
     "classes whose numbers end alike are one": ("hostd.dataplane.iptables.steps.classes.tree", one_leaf),
+}
+
+SKELETON_BUGS: dict[str, Bug] = {  # of what stands before any world is loaded
+    "no port is always open to the host": ("hostd.dataplane.nft.host._failsafe", lambda *_: []),
+    "forwarded packets are not asked on the way in": ("hostd.dataplane.nft.skeleton._forward_in", lambda _: []),
 }
 
 # -- no bugs -----------------------------------------------------------------------------------------------------------
