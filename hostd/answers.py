@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import threading
@@ -13,10 +14,13 @@ from slash32 import questions
 from slash32.net import Address
 from slash32.questions import Answer, QuestionError, Word
 from slash32.verdict import Packet
+from slash32.wire import MAX_ANSWER
 
 from .desired import Tap
 from .judge import View, Ways, judge
 from .ruleset import HOST_FORWARD_IN, HOST_FORWARD_OUT, Rule
+
+log = logging.getLogger("slash32.hostd")
 
 
 class Listed(Protocol):
@@ -102,7 +106,7 @@ class Answers:
     """`say(seq, text)` is called in the daemon's thread only, from `ready` and `ask`."""
 
     def __init__(self, door: Callable[[], Door], say: Callable[[int, str], None]) -> None:
-        self._say = say
+        self._tell = say
         self._asked: queue.Queue[tuple[int, Inquiry] | None] = queue.Queue(64)
         self._answered: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -137,12 +141,18 @@ class Answers:
         while not self._answered.empty():
             self._say(*self._answered.get())
 
+    def _say(self, seq: int, text: str) -> None:
+        """A longer answer than the dispatcher takes would cost this host its connection."""
+        self._tell(seq, text if len(text) <= MAX_ANSWER else _problem("the answer is too long to be sent"))
+
     def _work(self, make: Callable[[], Door]) -> None:
         while (asked := self._asked.get()) is not None:
             seq, about = asked
             try:
                 answer = explained(about, make())
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it is: nobody else would answer the questions after this one
+                if not isinstance(error, OSError | ValueError):
+                    log.exception("a question could not be answered")
                 answer = Answer({}, (str(error)[:300],))
             self._answered.put((seq, json.dumps(questions.encode_answer(answer))))
             os.eventfd_write(self._wake, 1)

@@ -12,6 +12,7 @@ from slash32.verdict import Packet
 EXPLAIN, STAGED = "explain", "staged"
 EGRESS, INGRESS = "egress", "ingress"
 HOST_EGRESS, HOST_INGRESS = "host_egress", "host_ingress"
+_PROBLEMS = 16  # that are taken from one host
 STAGES = (EGRESS, HOST_EGRESS, HOST_INGRESS, INGRESS)  # as a packet meets them
 
 Json = dict[str, Any]
@@ -59,7 +60,7 @@ def read(text: str) -> Json:
     """A question as a host hears it. Raises QuestionError."""
     try:
         question = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise QuestionError("the question is not JSON") from None
     if not isinstance(question, dict) or not isinstance(question.get("what"), str):
         raise QuestionError('the question says not what it asks ("what")')
@@ -73,7 +74,7 @@ def packet_of(question: Json) -> Packet:
         icmp = question.get("icmp")
         ports = _number(question.get("sourcePort")), _number(question.get("port"))
         protocol = _number(question["protocol"])
-        found = None if icmp is None else Icmp(int(icmp[0]), _number(icmp[1]))
+        found = None if icmp is None else _icmp(icmp)
     except (KeyError, IndexError, TypeError, ValueError):
         raise QuestionError("the question names no packet: source, destination, protocol, port") from None
     if len(source) != len(destination) or protocol is None:
@@ -83,6 +84,13 @@ def packet_of(question: Json) -> Packet:
 
 def _address(raw: object) -> Address:
     return parse_address(str(raw))
+
+
+def _icmp(raw: Any) -> Icmp:
+    kind, code = _number(raw[0]), _number(raw[1])
+    if kind is None:
+        raise ValueError("no type")
+    return Icmp(kind, code)
 
 
 def _number(raw: object) -> int | None:
@@ -102,7 +110,8 @@ def decode_answer(raw: object) -> Answer:
     """What a host said; whatever is not of the form becomes a problem."""
     if not isinstance(raw, dict):
         return Answer({}, ("its answer is of no known form",))
-    problems = tuple(str(p)[:300] for p in raw.get("problems") or ())
+    said = raw.get("problems")
+    problems = tuple(str(p)[:300] for p in said[:_PROBLEMS]) if isinstance(said, list) else ()
     stages: dict[str, Word] = {}
     given = raw.get("stages")
     for name, word in given.items() if isinstance(given, dict) else ():

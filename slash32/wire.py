@@ -29,7 +29,7 @@ CHUNK = 50_000  # members in one change: a bigger set travels as a Put and Membe
 INLINE = 16 << 10  # changes up to this many bytes share a frame
 _TEXT = 300  # characters of a message for people
 MAX_QUESTION = 4096  # characters
-_ANSWER = 1 << 20
+MAX_ANSWER = 1 << 20  # bytes of ASCII
 
 
 class Put(NamedTuple):
@@ -382,7 +382,7 @@ def decode_from_host(frame: bytes) -> FromHost:
         case [Tag.RELEASE, seq, key]:
             return Release(pack.integer(seq, "seq"), pack.unpack_key(key))
         case [Tag.ANSWER, seq, answer]:
-            return Answer(pack.integer(seq, "seq"), pack.text(answer, "answer", _ANSWER))
+            return Answer(pack.integer(seq, "seq"), pack.text(answer, "answer", MAX_ANSWER))
         case [Tag.REPORT, seq, endpoints]:
             found = tuple(map(pack.unpack_endpoint, pack.array(endpoints, "endpoints", MAX_REPORT)))
             return Report(pack.integer(seq, "seq"), found)

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 from slash32.net import Address, format_address
 
 from ..answers import Listed
 from .filter import IPTABLES, NFTABLES
 from .rtnl import Rtnl
-
-_PATIENCE = 10  # seconds
+from .tool import told
 
 
 class Witness:
@@ -39,7 +37,7 @@ class Witness:
     def way_to(self, address: Address) -> str:
         """Name of the interface that the host sends through to this address; "": it has no way there."""
         command = ["ip", "-j", "route", "get", format_address(address)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        done = told(*command)
         if done.returncode:
             return ""
         (way, *_) = json.loads(done.stdout)

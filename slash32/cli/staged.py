@@ -12,6 +12,7 @@ from . import text
 from .client import CallError, Client
 
 AT_ONCE = 64  # hosts that one question may go to
+_RULES = 10_000  # of a policy; a host says what it likes
 Pairs = list[tuple[str, object]]
 
 
@@ -42,7 +43,8 @@ def _of(lines: list[Any], policy: str, tier: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in lines:
         if isinstance(line, dict) and (line.get("policy"), line.get("tier")) == (policy, tier):
-            rule, packets = line.get("rule"), line.get("packets")
-            where = f"{str(line.get('direction')).lower()} rule {rule}" if isinstance(rule, int) else ""
-            found[printable(where)] += packets if isinstance(packets, int) else 0
+            rule, packets, way = line.get("rule"), line.get("packets"), line.get("direction")
+            known = way in ("Ingress", "Egress") and isinstance(rule, int) and 0 <= rule < _RULES
+            where = f"{str(way).lower()} rule {rule}" if known else ""
+            found[where] += packets if isinstance(packets, int) and 0 <= packets < 1 << 64 else 0
     return found

@@ -25,6 +25,7 @@ from slash32.net import Address, pack_mac, parse_address, parse_prefix
 from slash32.policy import Icmp, PortRange
 from slash32.questions import Word
 from slash32.verdict import Packet
+from slash32.wire import MAX_ANSWER
 
 WEB, DB, FAR = map(parse_address, ("10.65.0.2", "10.65.0.3", "203.0.113.7"))
 CHAINS = ClassChains("from-1", "to-1")
@@ -146,3 +147,46 @@ def test_what_a_host_says_is_not_trusted() -> None:
     odd = {"egress": {"allowed": "yes"}}, {"moon": {"allowed": True}}
     for raw in (None, [], {"stages": 3}, *({"stages": stages} for stages in odd)):
         assert questions.decode_answer(raw).stages == {}
+
+
+def test_no_question_ends_hostd_or_its_thread() -> None:
+    """All of these pass through the dispatcher's API, and come from whoever may speak to it."""
+    packet = json.dumps(questions.explain(Packet(WEB, DB, 1, icmp=Icmp(8, 0))))
+    numbers = "Infinity", "NaN", "-1", "true", "null"
+    hostile = [packet.replace("[8, 0]", f"[{number}, 0]") for number in numbers]
+    hostile += ['{"what": "explain", "source": ' + "[" * 1500 + "]" * 1500 + "}", "[" * 4000, '{"what": 1e999}']
+    *refused, last = heard([*hostile, packet])
+    assert all(len(questions.decode_answer(said).problems) == 1 for said in refused)
+    assert questions.decode_answer(last).stages, "the control"
+
+
+def test_what_nobody_foresaw_is_answered_too() -> None:
+    class Odd(Kernel):
+        def class_of(self, group: int, egress: bool) -> str | None:
+            raise KeyError("odd")
+
+    for kernel, works in ((Odd(), False), (Kernel(), True)):
+        said: dict[int, str] = {}
+        answers = Answers(lambda kernel=kernel: kernel, said.__setitem__)
+        for seq in (1, 2):  # the thread lives on
+            answers.ask(seq, json.dumps(questions.explain(tcp(WEB, DB, 5432))), TAPS, [])
+            assert select.select([answers.fileno()], [], [], 30)[0], "no answer"
+            answers.ready()
+            assert bool(questions.decode_answer(json.loads(said[seq])).stages) == works
+        answers.close()
+
+
+def test_an_answer_that_is_too_long_is_not_sent() -> None:
+    said: dict[int, str] = {}
+    answers = Answers(Kernel, said.__setitem__)
+    for seq, count in ((1, 10), (2, 100_000)):
+        answers.ask(seq, json.dumps(questions.staged()), TAPS, [{"policy": "p", "packets": 3}] * count)
+    answers.close()
+    assert len(json.loads(said[1])["staged"]) == 10
+    assert len(said[2]) <= MAX_ANSWER and "too long" in said[2]
+
+
+def test_a_hosts_problems_are_its_own() -> None:
+    for problems in (5, True, {"a": 1}, "text"):
+        assert questions.decode_answer({"problems": problems}).problems == ()
+    assert 1 <= len(questions.decode_answer({"problems": ["no"] * 100_000}).problems) <= 100

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import shlex
 import socket
-import subprocess
 from collections.abc import Iterator
 
 from slash32.net import Address, parse_prefix
@@ -32,13 +31,13 @@ from ...ruleset import (
     Verdict,
 )
 from ..nft.listing import Unreadable
+from ..tool import told
 from .lines import MARK
 from .names import CONSTANT
 from .sets import Sets
 from .skeleton import AWAY, MANGLE, ONTO, SECURITY
 
 _SAVE = {4: "iptables-legacy-save", 6: "ip6tables-legacy-save"}
-_PATIENCE = 10  # seconds
 _ENDS = {"ACCEPT": Verdict.ACCEPT, "DROP": Verdict.DROP, "RETURN": Verdict.RETURN}
 _WITHOUT_VALUE = frozenset(("-m", "--limit", "--limit-burst", "--nflog-group"))  # of what says nothing about a packet
 _SIDES = {"-s": Side.SRC, "-d": Side.DST, "--sports": Side.SRC, "--dports": Side.DST, "--sport": Side.SRC}
@@ -93,7 +92,7 @@ class SavedFilter:
 
 def _save(version: int, table: str) -> str:
     command = [_SAVE[version], "-t", table]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    done = told(*command)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()[:200]}")
     return done.stdout

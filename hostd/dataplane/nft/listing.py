@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from ...ruleset import (
     Side,
     Verdict,
 )
+from ..tool import told
 from .shapes import FROM, TABLE, TO
 
 Json = Any
@@ -39,7 +39,6 @@ _SIDES = {"sport": Side.SRC, "dport": Side.DST, "saddr": Side.SRC, "daddr": Side
 _KINDS = {("ipv4_addr", False): SetKind.ADDR4, ("ipv6_addr", False): SetKind.ADDR6,
           ("ipv4_addr", True): SetKind.NET4, ("ipv6_addr", True): SetKind.NET6}  # fmt: skip
 _ENDS = {verdict.value: verdict for verdict in Verdict}  # nft has the same words
-_PATIENCE = 10  # seconds
 
 
 class Unreadable(ValueError):
@@ -95,14 +94,14 @@ class KernelFilter:
 
 def _holds(name: str, address: Address) -> bool:
     command = ["nft", "get", "element", "inet", TABLE, name, f"{{ {format_address(address)} }}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    done = told(*command)
     if done.returncode and "No such file or directory" not in done.stderr:
         raise OSError(f"nft get element: {done.stderr.strip()[:200]}")
     return done.returncode == 0
 
 
 def _nft(*words: str) -> str:
-    done = subprocess.run(["nft", *words], capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    done = told("nft", *words)
     if done.returncode:
         raise OSError(f"nft {' '.join(words)}: {done.stderr.strip()[:200]}")
     return done.stdout
