@@ -38,6 +38,7 @@ class Sets:
     def __init__(self, members: int) -> None:
         given = world(0)
         self.all = numbered(0x0B000000, members)
+        self.received = set(self.all)
         self.value = given.sets[SELECTOR]
         self.host = Host(0, given)
         self.sockets = raw_sockets()
@@ -54,8 +55,12 @@ class Sets:
         put: Change = Put(Kind.SET, SELECTOR, self.value)
         self.host.settle(absorb(self.host.calc, [Applied(1, (put,), True)]))
 
+    def ready(self) -> None:
+        self.host.enter()
+        self.received = set(self.all)  # which the replica has made of the dispatcher's word
+
     def fill(self) -> None:
-        self._replaced(set(self.all))
+        self._replaced(self.received)
 
     def empty(self) -> None:
         self._replaced(set())
@@ -149,14 +154,15 @@ def _ip(script: Path) -> None:
 
 def set_cases(members: int) -> dict[str, Case]:
     ours = Sets(members)
+    ours.ready()
     fill, empty = ours.recorded(ours.fill), ours.recorded(ours.empty)
     peer = Peer(numbered(0x0B000000, members))
-    enter, enter_peer = ours.host.namespace.enter, peer.namespace.enter
+    enter, alone, enter_peer = ours.host.enter, ours.host.namespace.enter_alone, peer.namespace.enter_alone
     door = Door(ours.host, members)
     return {
-        "set, whole": Case(ours.fill, enter, ours.empty, SLOW),
+        "set, whole": Case(ours.fill, ours.ready, ours.empty, SLOW),
         "set, door": Case(lambda: door.add(ours.all), enter, door.empty, SLOW),
-        "set, floor": Case(fill, enter, empty, SLOW),
+        "set, floor": Case(fill, alone, empty, SLOW),
         "set, nft -f -": Case(peer.fill, enter_peer, peer.empty, SLOW),
     }
 
@@ -178,11 +184,11 @@ def member_cases(members: int) -> dict[str, Case]:
     door.add(ours.all)
     peer = Peer(numbered(0x0B000000, members))
     peer.fill()
-    enter, enter_peer = ours.host.namespace.enter, peer.namespace.enter
+    enter, alone, enter_peer = ours.host.enter, ours.host.namespace.enter_alone, peer.namespace.enter_alone
     return {
         "+1, whole": Case(add, enter, remove),
         "+1, door": Case(lambda: door.add(one), enter, lambda: door.remove(one)),
-        "+1, floor": Case(replay, enter, remove),
+        "+1, floor": Case(replay, alone, remove),
         "+1, nft -f -": Case(
             lambda: peer.nft("add element ip peer s { 10.0.0.1 }\n"),
             enter_peer,
@@ -194,7 +200,7 @@ def member_cases(members: int) -> dict[str, Case]:
 
 def route_cases(count: int, directory: Path) -> dict[str, Case]:
     routes = Routes(count)
-    enter = routes.host.namespace.enter
+    enter = routes.host.enter
     add, remove = routes.script("add", directory), routes.script("del", directory)
     sockets, rtnl = routes.sockets, routes.host.kernel.rtnl
     items = [Route(prefix, 0, HOP) for prefix in routes.prefixes]

@@ -94,7 +94,7 @@ def nft_case(present: int) -> Case:
     tool(run, NFT_BASE + _each(NFT_ONE, range(present)))
     new = range(present, present + 1)
     add, remove = _each(NFT_ONE, new), _each(NFT_GONE, new)
-    return Case(lambda: tool(run, add), namespace.enter, lambda: tool(run, remove), SLOW)
+    return Case(lambda: tool(run, add), namespace.enter_alone, lambda: tool(run, remove), SLOW)
 
 
 def iptables_case(present: int) -> Case:
@@ -102,7 +102,7 @@ def iptables_case(present: int) -> Case:
     tool(run, _restore(range(present)))
     new = range(present, present + 1)
     add, remove = _restore(new), _each(IPT_GONE, new)
-    return Case(lambda: tool(run, add), namespace.enter, lambda: tool(run, remove), SLOW)
+    return Case(lambda: tool(run, add), namespace.enter_alone, lambda: tool(run, remove), SLOW)
 
 
 def product_cases(present: int) -> dict[str, Case]:
@@ -141,13 +141,13 @@ def product_cases(present: int) -> dict[str, Case]:
         change.commit()
 
     return {
-        "whole": Case(lambda: host.add(one), host.namespace.enter, then_reset(lambda: host.remove(one))),
+        "whole": Case(lambda: host.add(one), host.enter, then_reset(lambda: host.remove(one))),
         "whole, floor": Case(
-            lambda: added.replay(sockets), host.namespace.enter, then_reset(lambda: removed.replay(sockets))
+            lambda: added.replay(sockets), host.enter, then_reset(lambda: removed.replay(sockets))
         ),
-        "filter": Case(lambda: admit(True), host.namespace.enter, lambda: admit(False)),
+        "filter": Case(lambda: admit(True), host.enter, lambda: admit(False)),
         "filter, floor": Case(
-            lambda: added.replay(sockets, 12), host.namespace.enter, lambda: removed.replay(sockets, 12)
+            lambda: added.replay(sockets, 12), host.enter, lambda: removed.replay(sockets, 12)
         ),
     }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import groupby, product
 from typing import NamedTuple
 
-from slash32.net import Prefix
+from slash32.net import Address, Prefix
 from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, Profile
 from slash32.policy import Rule as PolicyRule
@@ -37,7 +37,7 @@ SetLookup = Callable[[str], "SelectorSet"]
 
 ICMP, ICMPV6 = 1, 58
 _ALL_KINDS = tuple(SetKind)
-_ADDRESSES = (SetKind.ADDR4, SetKind.ADDR6)
+ADDRESSES = (SetKind.ADDR4, SetKind.ADDR6)
 POLICY, STAGED, PROFILE = "policy", "staged", "profile"
 _VERDICTS: dict[Action, Verdict | Log] = {
     Action.ALLOW: Verdict.ACCEPT, Action.DENY: Verdict.DROP, Action.LOG: Log(""), Action.PASS: Verdict.RETURN,
@@ -49,15 +49,17 @@ class SelectorSet:
     """The kernel sets of one selector: single addresses in hash sets, prefixes in small interval sets of their own.
 
     A set's name carries its capacity, so that one that outgrows it is simply another object: the new set, the rules
-    that name it and the old set's end travel in one transaction.
+    that name it and the old set's end travel in one transaction. `only`: of which kind all single addresses are, as
+    long as it holds what it was made of.
     """
 
-    __slots__ = ("_limits", "_sizes", "counts", "digest", "specs")
+    __slots__ = ("_limits", "_sizes", "counts", "digest", "only", "specs")
 
     def __init__(self, selector: str, value: AddressSet) -> None:
         self.digest = digest(selector)
-        lengths = Counter(map(len, value.addresses))  # there may be a hundred thousand
-        self.counts = Counter({SetKind.ADDR4: lengths[4], SetKind.ADDR6: lengths[16]})
+        long = _long(value.addresses)
+        self.only = {0: SetKind.ADDR4, len(value.addresses): SetKind.ADDR6}.get(long)
+        self.counts = Counter({SetKind.ADDR4: len(value.addresses) - long, SetKind.ADDR6: long})
         self.counts.update(kind_of(m) for m in value.prefixes)
         self._sizes = self._wanted()
         self.specs = self._declare()
@@ -67,6 +69,7 @@ class SelectorSet:
 
         Written for the commonest change of all, that of one member.
         """
+        self.only = None
         counts, limits, held = self.counts, self._limits, True
         for members, step in ((add, 1), (remove, -1)):
             for member in members:
@@ -83,11 +86,16 @@ class SelectorSet:
     def _wanted(self) -> list[tuple[SetKind, int]]:
         """Sets and their sizes: those of addresses always, those of prefixes where there are any."""
         counts = self.counts
-        return [(kind, capacity(counts[kind])) for kind in _ALL_KINDS if kind in _ADDRESSES or counts[kind] > 0]
+        return [(kind, capacity(counts[kind])) for kind in _ALL_KINDS if kind in ADDRESSES or counts[kind] > 0]
 
     def _declare(self) -> dict[SetKind, tuple[str, SetSpec]]:
-        self._limits = {kind: _counts_of(size, int(kind not in _ADDRESSES)) for kind, size in self._sizes}
+        self._limits = {kind: _counts_of(size, int(kind not in ADDRESSES)) for kind, size in self._sizes}
         return {kind: (f"{kind.value}-{self.digest}-{size}", SetSpec(kind, size)) for kind, size in self._sizes}
+
+
+def _long(addresses: Collection[Address]) -> int:
+    """How many are IPv6. There may be a hundred thousand, and seldom of both."""
+    return (sum(map(len, addresses)) - 4 * len(addresses)) // 12
 
 
 def kind_of(member: Member) -> SetKind:
@@ -96,10 +104,13 @@ def kind_of(member: Member) -> SetKind:
     return SetKind.ADDR4 if len(member) == 4 else SetKind.ADDR6
 
 
-def members_of(value: AddressSet, kind: SetKind) -> Sequence[Member]:
+def members_of(value: AddressSet, kind: SetKind) -> Collection[Member]:
     """What a kernel set of this kind holds: single addresses as they are, prefixes as the fewest that cover them."""
-    if kind in _ADDRESSES:
-        width = 4 if kind is SetKind.ADDR4 else 16
+    if kind in ADDRESSES:
+        long, wants_long = _long(value.addresses), kind is SetKind.ADDR6
+        if long in (0, len(value.addresses)):
+            return value.addresses if wants_long is bool(long) else ()
+        width = 16 if wants_long else 4
         return [address for address in value.addresses if len(address) == width]
     return disjoint(prefix for prefix in value.prefixes if kind_of(prefix) is kind)
 

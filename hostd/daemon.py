@@ -56,6 +56,7 @@ class Daemon:
         self.machine = Machine(config)
         kernel = self.machine.kernel  # watched before its first read: what changes meanwhile is told afterwards
         self.monitor = Monitor(kernel.rtnl.port, kernel.table.port)
+        kernel.table.heard_by(self.monitor.hear_ruleset)
         self.memory = Memory(Journal(config.state_dir / "hostd.state"), boot_id())
         self.memory.recall()
         self.memory.locals.verify(lambda tap, ifindex: kernel.rtnl.name(ifindex) == tap)
@@ -237,7 +238,7 @@ class Daemon:
             self._kernel_said(event)
 
     def _look_at_filter(self) -> None:
-        """iptables and ipset tell nobody of changes."""
+        """iptables and ipset tell nobody of changes; of nf_tables some may not have been heard."""
         table, before = self.machine.kernel.table, self.settler.counters.healed
         try:
             if not table.changed():
@@ -248,7 +249,8 @@ class Daemon:
         self.agent.resync()
         table.settled()
         repairs = self.settler.counters.healed - before
-        log.warning("somebody changed our tables of iptables, or sets: %d repairs", repairs)
+        if repairs or self.machine.packet_filter == IPTABLES:
+            log.warning("somebody changed our tables or sets: %d repairs", repairs)
 
     def _supplant(self) -> None:
         """The other packet filter's time is over as soon as all that it held is in this one."""

@@ -60,7 +60,7 @@ class InForce:
         self.chains: dict[str, tuple[Rule, ...]] = {}
         self.kept: dict[bytes, None] = {}  # flows that a policy keeps, in the order in which it did
         self.owed: set[int] = set()  # taps whose flows could not be judged, or not ended
-        self.members: dict[str, set[Member]] = {}
+        self.members: dict[str, set[Member] | tuple[Member, ...]] = {}  # as it was written, until it is asked
         self._unread: set[str] = set()
         self._callers: dict[str, set[str]] = {}  # chain -> who jumps there
         self._askers: dict[str, dict[str, int]] = {}  # set -> who asks it, and what can take a permission away
@@ -131,7 +131,7 @@ class InForce:
         actual, desired, dirty = scope.actual, scope.desired, scope.dirty
         vague: set[str] = set()
         for name in (dirty.refill | (dirty.sets - desired.sets.keys())) & actual.sets.keys():
-            before = self.members.get(name) if actual.members is None else actual.members.get(name, ())
+            before = self.held(name) if actual.members is None else actual.members.get(name, ())
             if before is None:
                 vague.add(name)
             else:
@@ -189,11 +189,20 @@ class InForce:
             case AddSet(name) | FlushSet(name):
                 self.members[name] = set()
             case AddMembers(name, _, members):
-                if name in self.members:
-                    self.members[name].update(members)
+                if self.members.get(name) == set():
+                    self.members[name] = members
+                elif (held := self.held(name)) is not None:
+                    held.update(members)
             case DelMembers(name, _, members):
-                if name in self.members:
-                    self.members[name].difference_update(members)
+                if (held := self.held(name)) is not None:
+                    held.difference_update(members)
+
+    def held(self, name: str) -> set[Member] | None:
+        """The members of a set, if they are known."""
+        found = self.members.get(name)
+        if isinstance(found, tuple):
+            found = self.members[name] = set(found)
+        return found
 
     def keep(self, names: Iterable[bytes]) -> None:
         self.kept.update(dict.fromkeys(names))

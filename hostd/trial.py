@@ -36,7 +36,7 @@ class Trial:
         self.kept: set[bytes] = set()
         self.sockets: set[OwnSocket] = set()  # the host's own of condemned flows, which would begin them anew
         after = {**force.chains, **_ASKED_BESIDES}
-        self._after = View(after, _asking(lambda name: force.members.get(name, ())))
+        self._after = View(after, _asking(lambda name: force.held(name) or ()))
         self._before = View({**after, **change.chains}, _asking(self._members_before))
         self._ends = Ends(actual, around.way_to, around.dispatcher_port)
         self._keeping = dict.fromkeys(around.keeping, True)
@@ -142,7 +142,7 @@ class Trial:
         if name in self._change.whole:
             return self._change.whole[name]
         came, went = self._change.sets.get(name, ((), ()))
-        now = self._force.members.get(name, set())
+        now = self._force.held(name) or set()
         return now.difference(came).union(went) if came or went else now
 
     def _class(self, ifindex: int) -> ClassChains | None:

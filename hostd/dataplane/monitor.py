@@ -126,6 +126,10 @@ class Monitor:
     def filenos(self) -> tuple[int, int]:
         return self._routes.fileno(), self._ruleset.fileno()
 
+    def hear_ruleset(self, on: bool) -> None:
+        """Not, while we write thousands of elements: see nft/unheard.py."""
+        (self._ruleset.join if on else self._ruleset.leave)(_NFTABLES_GROUP)
+
     def close(self) -> None:
         self._routes.close()
         self._ruleset.close()

@@ -33,6 +33,7 @@ _ERROR_MESSAGE = 1
 
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
+_DROP_MEMBERSHIP = 2
 _CAP_ACK = 10
 _EXT_ACK = 11
 _GET_STRICT_CHK = 12
@@ -219,6 +220,10 @@ class NetlinkSocket:
         """Notifications of this group arrive from now on."""
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
+    def leave(self, group: int) -> None:
+        """None arrives from now on."""
+        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
+
     def close(self) -> None:
         self._socket.close()
 
@@ -251,6 +256,10 @@ class NetlinkSocket:
         if not acknowledged and not refused:
             raise OSError(errno.EPROTO, "the kernel did not acknowledge a netlink batch")
         return refused
+
+    def send(self, batch: bytes) -> None:
+        """What nothing is answered to. The kernel is done with it on return."""
+        self._send(batch)
 
     def ask(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
         """One request that is answered by messages (a GET). Raises KernelRefused."""

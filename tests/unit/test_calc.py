@@ -68,7 +68,7 @@ def test_a_set_that_outgrew_its_kernel_set_and_came_back_is_filled_anew() -> Non
     scene.take(commit((SET, AddressSet({ADDRESSES4[1]}))))
     scene.rest()
     assert before in scene.dirty.refill
-    assert scene.calc.desired.members(before) == [ADDRESSES4[1]]
+    assert list(scene.calc.desired.members(before)) == [ADDRESSES4[1]]
 
 
 def test_a_policy_that_goes_together_with_its_big_set() -> None:

@@ -2,7 +2,7 @@
 # Pure. ADDR sets hold addresses; NET sets hold disjoint prefixes as pairs of start and end.
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from slash32.net import Address, Prefix
@@ -33,7 +33,7 @@ def encode(kind: SetKind, members: Iterable[Member]) -> Iterator[bytes]:
     """The elements, in pieces that fit a message each. Raises ValueError for a member of another kind."""
     if kind in NETS:
         return _encode_nets(WIDTH[kind], [_fitting(kind, m) for m in members])
-    return _encode_addresses(WIDTH[kind], list(members))
+    return _encode_addresses(WIDTH[kind], members if isinstance(members, tuple) else list(members))
 
 
 def _fitting(kind: SetKind, member: Member) -> Prefix:
@@ -48,13 +48,14 @@ def _pieces(filled: bytes | bytearray, step: int) -> Iterator[bytes]:
         yield bytes(filled[offset : offset + size])
 
 
-def _encode_addresses(width: int, members: list[Member]) -> Iterator[bytes]:
-    if not {width}.issuperset(map(len, members)):
-        raise ValueError(f"a member of a set of {width}-byte addresses has another length")
+def _encode_addresses(width: int, members: Sequence[Member]) -> Iterator[bytes]:
     if not members:
         return iter(())
     head = k.element(bytes(width))[:12]  # the key is all that follows
-    return _pieces(head + head.join(members), 12 + width)  # type: ignore[arg-type]
+    filled = head + head.join(members)  # type: ignore[arg-type]
+    if len(filled) != len(members) * (12 + width):  # addresses are of 4 bytes or 16: no two errors make up for another
+        raise ValueError(f"a member of a set of {width}-byte addresses has another length")
+    return _pieces(filled, 12 + width)
 
 
 def _encode_nets(width: int, prefixes: list[Prefix]) -> Iterator[bytes]:

@@ -168,4 +168,5 @@ def arp(guard: Guard) -> Skeleton:
 
 
 SKELETONS: dict[int, Callable[[Guard], Skeleton]] = {k.INET: inet, k.ARP: arp}
+ALWAYS = "asks"  # a chain that is there in both tables
 RESERVED_CHAINS = frozenset(inet(Guard()).chains) - frozenset(HOST_CHAINS)

@@ -2,7 +2,7 @@
 # netlink socket, which in owned mode also is what keeps others out of the tables. One thread.
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
 from ...ruleset import Guard, Rule
 from ..netlink import NETLINK_NETFILTER, NetlinkSocket
@@ -14,7 +14,8 @@ from .reading import Actual, Dump
 from .rules import fingerprint
 from .shapes import Skeleton
 from .skeleton import SKELETONS
-from .transaction import Transaction, TransactionRefused
+from .transaction import NOTHING, Transaction, TransactionRefused
+from .unheard import Unheard
 
 _FAMILIES = tuple(SKELETONS)
 _OWNED = k.TABLE_OWNER | k.TABLE_PERSIST
@@ -52,6 +53,7 @@ class NftTable:
 
     def __init__(self, guard: Guard, owned: bool = False) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER)
+        self._unheard = Unheard(self._socket, NOTHING)
         self._owned = owned
         self.asleep = False  # all is there, but no packet is led there yet: the tables are dormant
         self._skeletons: dict[int, Skeleton] = {family: SKELETONS[family](guard) for family in _FAMILIES}
@@ -66,7 +68,11 @@ class NftTable:
         return self._socket.port
 
     def transaction(self) -> Transaction:
-        return Transaction(self._socket)
+        return Transaction(self._socket, unheard=self._unheard.exchange)
+
+    def heard_by(self, listen: Callable[[bool], None]) -> None:
+        """Turns whoever of ours listens on and off; it need not hear what we write."""
+        self._unheard.listen = listen
 
     def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:
         """What read() gives for a chain of these rules."""
@@ -78,11 +84,12 @@ class NftTable:
         return frozenset(admission.elements())
 
     def changed(self) -> bool:
-        """Never unsaid: the kernel tells of every change."""
-        return False
+        """Seldom unsaid: while we wrote very much."""
+        return self._unheard.missed
 
     def settled(self) -> None:
         """What is there now is what is to be."""
+        self._unheard.missed = False
 
     def prime(self, classes: Mapping[int, tuple[str, str]], exempt: Iterable[int]) -> None:
         """The device groups that taps have from the other packet filter; the chains are filled later."""

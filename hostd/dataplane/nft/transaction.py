@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import struct
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from slash32.errors import Slash32Error
@@ -27,12 +27,14 @@ from . import kernel as k
 from .admission import Admission, Element
 from .rules import statement
 from .shapes import EXEMPT, FROM, IP4, IP6, RESERVED_SETS, TABLE, TO, Base, SetShape
-from .skeleton import RESERVED_CHAINS
+from .skeleton import ALWAYS, RESERVED_CHAINS
 from .statements import Anonymous, Statement, host
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]*-[A-Za-z0-9_.-]+")
 _BEGIN = struct.pack("=IHHIIBBH", 20, k.BATCH_BEGIN, 1, 0, 0, 0, 0, int.from_bytes(b"\0\x0a", "little"))
 _END = struct.pack("=IHHIIBBH", 20, k.BATCH_END, 1, 0, 0, 0, 0, int.from_bytes(b"\0\x0a", "little"))
+NOTHING = _BEGIN + _END  # an empty batch
+MUCH = 1 << 14  # bytes: a thousand elements
 _FIELD = {SetKind.ADDR4: IP4, SetKind.NET4: IP4, SetKind.ADDR6: IP6, SetKind.NET6: IP6}
 _RULE_DIGEST = 0x73  # our own kind in a rule's user data; nft skips kinds that it does not know
 _SET_SIZE = 0x73
@@ -45,6 +47,9 @@ _WORDS = {
     errno.EMLINK: "jumps too deep or in a circle",
     errno.ELOOP: "jumps in a circle",
 }
+
+
+Exchange = Callable[[bytes, int], list[Refusal]]  # NetlinkSocket.exchange
 
 
 class TransactionRefused(Slash32Error):
@@ -71,8 +76,9 @@ def shape_of(spec: SetSpec) -> SetShape:
 class Transaction:
     """Operations are applied in order, all at once, by commit(). May be committed once."""
 
-    def __init__(self, socket: NetlinkSocket, table: str = TABLE) -> None:
-        self._socket = socket
+    def __init__(self, socket: NetlinkSocket, table: str = TABLE, unheard: Exchange | None = None) -> None:
+        """`unheard` exchanges what is very much."""
+        self._exchange, self._unheard = socket.exchange, unheard
         self._table = text(1, table)
         self._messages: list[bytes] = []
         self._origins: list[_Origin] = []
@@ -256,11 +262,15 @@ class Transaction:
         """Raises TransactionRefused (nothing was applied), or OSError where the outcome is unknown."""
         if not self._messages:
             return
+        exchange: Exchange = self._exchange
+        if self._unheard is not None and sum(map(len, self._messages)) >= MUCH:
+            exchange = self._unheard
+            self.message(k.NEWCHAIN, k.INET, text(3, ALWAYS))  # so that it counts, should all be there
         last = bytearray(self._messages[-1])
         struct.pack_into("=H", last, 6, struct.unpack_from("=H", last, 6)[0] | NLM_F_ACK)
         self._messages[-1] = bytes(last)
         batch = b"".join([_BEGIN, *self._messages, _END])
-        refused = self._socket.exchange(batch, self._seq + len(self._messages) - 1)
+        refused = exchange(batch, self._seq + len(self._messages) - 1)
         if not refused:
             return
         index = refused[0].seq - self._seq
