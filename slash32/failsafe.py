@@ -1,12 +1,12 @@
 # Owns: what no policy on a host endpoint closes, so that nobody locks himself out of a hypervisor. Pure data.
 # Besides these: the dispatcher's port (outbound), what is established, lo, and the ICMPv6 without which a host has no
-# neighbours (130..137).
+# neighbours (130..137, and 143: switches that snoop pass questions only on to who reported its groups).
 from __future__ import annotations
 
 from typing import NamedTuple
 
 TCP, UDP = 6, 17
-VITAL_ICMP6 = tuple(range(130, 138))  # multicast listeners, router and neighbour discovery, redirects
+VITAL_ICMP6 = (*range(130, 138), 143)  # multicast listeners, router and neighbour discovery, redirects
 
 
 class Failsafe(NamedTuple):

@@ -13,7 +13,7 @@ chosen = NFTABLES
 _OWN = {  # chains of the nf_tables skeleton, and where iptables has them: table, chain, and what lets all pass there
     "prerouting": (("raw", "PREROUTING", "-j ACCEPT"),),
     "about": (("security", "s32-about", "-g s32-onto"), ("security", "s32-about-host", "-j ACCEPT")),
-    "guest-input": (("security", "s32-input-guest", "-j ACCEPT"),),
+    "guest-input": (("security", "s32-input-guest", "-j ACCEPT"), ("mangle", "s32-input-guest", "-j ACCEPT")),
     "forward-from": (("security", "s32-forward", "-g s32-onto"),),
 }
 

@@ -208,7 +208,7 @@ def test_failsafes_outwards(each: failsafe.Failsafe) -> None:
 def test_neighbours_of_a_host() -> None:
     closed = world((H1,), on_host("closed", "has(host)", DENY, forward=True))
     ends = parse_address("2001:db8::1"), parse_address("2001:db8::11")
-    for kind, open_ in ((129, False), (130, True), (133, True), (137, True), (138, False), (128, False)):
+    for kind, open_ in ((129, False), (130, True), (133, True), (137, True), (138, False), (143, True), (128, False)):
         for source, destination in (ends, ends[::-1]):
             assert verdict(closed, Packet(source, destination, ICMPV6, icmp=Icmp(kind, 0))).allowed is open_
 

@@ -50,6 +50,7 @@ FILLED = {
 
 ABOUT_BEHIND, BEHIND_HOST = BEHIND_CHAINS
 _NOWHERE = {4: Prefix(bytes(4), 32), 6: Prefix(bytes(16), 128)}
+_LOOPBACK = Prefix(bytes((127, 0, 0, 0)), 8)  # reached from outside where route_localnet is set
 _LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
 _ASKS = ("--hashlimit-above", "20/second", "--hashlimit-burst", "100")
 _INPUT_PORTS = "4789,6081,8472"  # tunnels
@@ -176,6 +177,11 @@ def _begins(guard: Guard, version: int) -> tuple[Line, ...]:
         Line((*in_set(SOURCE[version], "src,src"), *wide, "--connlimit-mask", one), DROP),
         Line((*in_set(BEHIND[version], "src,src"), *wide, "--connlimit-mask", many), DROP),
     )
+
+
+def _to_loopback(version: int) -> Iterable[Line]:
+    if version == 4:
+        yield Line(net(False, _LOOPBACK), DROP, "what listens there is for nobody else")
 
 
 def _onto(guard: Guard) -> tuple[Line, ...]:
@@ -331,6 +337,6 @@ def _mangle(guard: Guard, version: int) -> Part:
             Line((), jump(GATE)),
             Line((), jump(HOST_GUESTS)),
         ),
-        GUEST_EGRESS: (*_begins(guard, version), Line((), jump(FROM)), Line((), DROP)),
+        GUEST_EGRESS: (*_begins(guard, version), *_to_loopback(version), Line((), jump(FROM)), Line((), DROP)),
     }
     return Part({"INPUT": "s32-input", "FORWARD": "s32-forward"}, chains)

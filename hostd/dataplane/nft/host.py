@@ -24,6 +24,7 @@ from .statements import Draft, Statement
 
 _NOWHERE4, _NOWHERE6 = Prefix(bytes(4), 32), Prefix(bytes(16), 128)
 _LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
+_LOOPBACK = Prefix(bytes((127, 0, 0, 0)), 8)  # reached from outside where route_localnet is set
 UNNUMBERED = (_NOWHERE4, _NOWHERE6, _LINK_LOCAL)  # sources of a guest that asks for or finds out its address
 
 
@@ -93,6 +94,7 @@ def _guest_egress(guard: Guard) -> list[Statement]:
         Draft().ct("invalid").drop().done(),
         Draft().not_syn().drop().done("a TCP flow begins with SYN"),
         Draft().too_many_connections(CONNS, guard.conn_limit).drop().done(),
+        Draft().in_prefix(False, _LOOPBACK).drop().done("what listens there is for nobody else"),
         Draft().classes(True, FROM).done(),
         Draft().drop().done(),
     ]
