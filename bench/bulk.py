@@ -124,23 +124,27 @@ class Routes:
         given = self.host.world
         self.table: dict[Prefix, tuple[str, ...]] = {}
         given.hosts, given.routes = {"h2": (HOP,)}, self.table
+        self.puts = tuple(Put(Kind.ROUTE, prefix, ("h2",)) for prefix in self.prefixes)
+        self.gone = tuple(Withdraw(Kind.ROUTE, prefix) for prefix in self.prefixes)
         self.added, self.removed = Recording(), Recording()
+        self.ready()
         with self.added.taken():
             self.add()
         with self.removed.taken():
             self.remove()
         self.sockets = raw_sockets()
 
+    def ready(self) -> None:
+        """The replica has applied the dispatcher's word."""
+        self.host.enter()
+        self.table.update(dict.fromkeys(self.prefixes, ("h2",)))
+
     def add(self) -> None:
-        for prefix in self.prefixes:
-            self.table[prefix] = ("h2",)
-        puts = tuple(Put(Kind.ROUTE, prefix, ("h2",)) for prefix in self.prefixes)
-        self.host.settle(absorb(self.host.calc, [Applied(1, puts, False)]))
+        self.host.settle(absorb(self.host.calc, [Applied(1, self.puts, False)]))
 
     def remove(self) -> None:
         self.table.clear()
-        gone = tuple(Withdraw(Kind.ROUTE, prefix) for prefix in self.prefixes)
-        self.host.settle(absorb(self.host.calc, [Applied(1, gone, False)]))
+        self.host.settle(absorb(self.host.calc, [Applied(1, self.gone, False)]))
 
     def script(self, verb: str, directory: Path) -> Path:
         path = directory / verb
@@ -206,7 +210,7 @@ def route_cases(count: int, directory: Path) -> dict[str, Case]:
     items = [Route(prefix, 0, HOP) for prefix in routes.prefixes]
     adds, deletes = list(map(Add, items)), list(map(Delete, items))
     return {
-        "routes, whole": Case(routes.add, enter, routes.remove),
+        "routes, whole": Case(routes.add, routes.ready, routes.remove),
         "routes, door": Case(lambda: rtnl.change(adds), enter, lambda: rtnl.change(deletes)),
         "routes, floor": Case(lambda: routes.added.replay(sockets), enter, lambda: routes.removed.replay(sockets)),
         "routes, ip -batch": Case(lambda: _ip(add), enter, lambda: _ip(remove), SLOW),

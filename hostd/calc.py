@@ -232,7 +232,7 @@ class Calculation:
     def _choose_route(self, prefix: Prefix, dirty: Dirty) -> None:
         """A guest of this host first; of several claimants (shared addresses) the first key, the first host."""
         here = self._claims.get(prefix)
-        if here == {}:
+        if here is not None and not here:
             del self._claims[prefix]
         hop = here[min(here)] if here else self._remote_hop(prefix)
         if hop is None:
@@ -244,7 +244,8 @@ class Calculation:
 
     def _remote_hop(self, prefix: Prefix) -> Route | None:
         width = len(prefix.network)
-        for host in sorted(self.world.routes.get(prefix, ())):
+        owners = self.world.routes.get(prefix, ())
+        for host in sorted(owners) if len(owners) > 1 else owners:
             if host != self.host:
                 for via in self.world.hosts.get(host, ()):
                     if len(via) == width:

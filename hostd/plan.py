@@ -172,8 +172,9 @@ def plan(scope: Scope) -> Plan:
     if actual.strays and limits.prune:
         out.filter.append(Sweep(actual.strays))
     out.close += [Delete(route) for route in actual.extra_routes if limits.prune]
-    out.close.sort(key=_closing)
-    out.open.sort(key=_opening)
+    if dirty.taps:  # else all are routes
+        out.close.sort(key=_closing)
+        out.open.sort(key=_opening)
     out.filter.sort(key=lambda op: _FILTERING.index(type(op)))
     out.collect.sort(key=lambda op: _COLLECTING.index(type(op)))
     return out

@@ -56,6 +56,10 @@ def record_filter(op: FilterOp, actual: Actual, fingerprints: Fingerprints) -> N
 
 
 def record_link(op: Operation, actual: Actual) -> None:
+    if isinstance(op, Add | Take) and isinstance(op.item, Route):  # thousands at a time
+        actual.routes[op.item.prefix] = op.item
+        actual.taken.discard(op.item.prefix)
+        return
     match op:
         case SetGroup(ifindex, number):
             if ifindex in actual.taps or number:
@@ -63,9 +67,6 @@ def record_link(op: Operation, actual: Actual) -> None:
             actual.foreign_groups.pop(ifindex, None)
         case Replace(_, new):
             actual.routes[new.prefix] = new
-        case Add(Route() as route) | Take(route):
-            actual.routes[route.prefix] = route
-            actual.taken.discard(route.prefix)
         case Delete(Route() as route):
             if actual.routes.get(route.prefix) == route:
                 del actual.routes[route.prefix]

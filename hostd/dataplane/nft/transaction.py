@@ -85,6 +85,7 @@ class Transaction:
         self._origin = _Origin(None, "")
         self._seq = socket.reserve(1 << 16)
         self._anonymous = 0
+        self._much = False
 
     def __len__(self) -> int:
         """Messages so far; 0: commit() would write nothing and does not."""
@@ -106,6 +107,7 @@ class Transaction:
         """Take all members away."""
         _free(name, RESERVED_SETS)
         self._origin = _Origin(label, f"flush set {name}")
+        self._much = True  # maybe
         self.message(k.DELSETELEM, k.INET, text(2, name))
 
     def add_members(self, name: str, kind: SetKind, members: Iterable[elements.Member], label: Hashable) -> None:
@@ -263,7 +265,7 @@ class Transaction:
         if not self._messages:
             return
         exchange: Exchange = self._exchange
-        if self._unheard is not None and sum(map(len, self._messages)) >= MUCH:
+        if self._unheard is not None and (self._much or sum(map(len, self._messages)) >= MUCH):
             exchange = self._unheard
             self.message(k.NEWCHAIN, k.INET, text(3, ALWAYS))  # so that it counts, should all be there
         last = bytearray(self._messages[-1])
