@@ -97,6 +97,7 @@ class Daemon:
         for fd in self.monitor.filenos():
             self._register(fd, self._hear_kernel)
         self._register(self.logs.fileno(), self.logs.hear)
+        self.logs.tick(time.monotonic())  # heard from the first packet on
         self._register(self.answers.fileno(), self.answers.ready)
         if self.feed is not None:
             self._register(self.feed.fileno(), self._hear_dispatcher)

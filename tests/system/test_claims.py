@@ -42,12 +42,16 @@ def refused(site: Site, guest: Guest) -> str:
     return lines[0]
 
 
+ELEMENTS = {
+    "nftables": "for name in source4 source6 macs; do nft list set inet slash32 $name; done",
+    "iptables": "for name in source4 source6; do ipset save s32-$name | sort; done; iptables-legacy-save -t raw",
+}
+
+
 def left(node: Node) -> tuple[list[str], list[str], str]:
     """Whatever a guest would leave: taps, endpoints, elements."""
     taps = re.findall(r"vnet\d+", node.sh("ip -br link"))
-    elements = node.sh(
-        "nft list set inet slash32 source4; nft list set inet slash32 source6; nft list set inet slash32 macs"
-    )
+    elements = re.sub(r"^[#:].*\n", "", node.sh(ELEMENTS[product.host_status(node)["packet_filter"]]), flags=re.M)
     return taps, [each["domain"] for each in product.host_status(node)["endpoints"]], elements
 
 

@@ -82,6 +82,7 @@ class Flow:
             self.pids = [(way.source, out, background(way.source, out, *argv))]
             return self
         receiver = background(way.target, f"{out}-in", "stream", "recv", port, LIMIT)
+        way.target.run("sh", "-c", f"until grep -q :{int(port):04X} /proc/net/udp6; do usleep 10000; done")
         sender = background(way.source, out, "stream", "send", way.address, port, str(RATE), LIMIT)
         self.pids = [(way.source, out, sender), (way.target, f"{out}-in", receiver)]
         return self
@@ -92,6 +93,7 @@ class Flow:
         assert "broken yes" not in said, f"{self.way}: {said}"
         found = {key: int(value) for key, value in re.findall(r"(sent|received|echoed) (\d+)", said)}
         assert len(found) == 2, f"{self.way}: {said}"
+        print(self.way, said.split())
         return found["sent"], found.get("received", found.get("echoed", 0))
 
 

@@ -104,3 +104,16 @@ def test_what_a_host_cannot_have_it_refuses(scene: Scene) -> None:
             has_only(node, NFTABLES)
             scene.carried()
     complete(counts)
+
+
+@pytest.mark.parametrize("host", ["h1", "h2"])
+def test_a_host_boots_behind_its_guard(scene: Scene, host: str) -> None:
+    """At once, whoever else has asked for iptables' lock by then. (The last test here: its guests are gone.)"""
+    node = scene.site.rack.node(host)
+    node.reboot()
+    product.wait_in_sync(scene.site.rack, [node], seconds=SECONDS)
+    said = node.sh("journalctl -b -o cat --no-pager -u slash32-guard -u libvirtd")
+    guard, libvirtd = (said.find(f"{verb} {unit}.service") for verb, unit in (("Finished", "slash32-guard"),
+                                                                                ("Started", "libvirtd")))  # fmt: skip
+    assert 0 <= guard < libvirtd and "slash32-guard.service: Failed" not in said, said
+    has_only(node, IPTABLES if host in scene.site.rack.legacy else NFTABLES)
