@@ -14,11 +14,13 @@ from collections.abc import Iterable, Iterator
 
 from hostd.calc import Calculation
 from hostd.dataplane import sysctl, uplink
+from hostd.dataplane.groups import Groups
 from hostd.dataplane.kernel import Kernel
 from hostd.dataplane.monitor import Monitor
 from hostd.dataplane.netlink import NetlinkSocket
 from hostd.dataplane.nft.transaction import NOTHING
 from hostd.desired import Dirty
+from hostd.forwarding import Failure, SetGroup
 from hostd.plan import Limits
 from hostd.ruleset import Guard
 from hostd.settle import Settler
@@ -30,6 +32,7 @@ from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Peer, Policy, PortRange, Rule, Tier
 
 _CLONE_NEWNET = 0x40000000
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _TAP_NO_PI = 0x1002
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +62,13 @@ class Namespace:
         """Where no hostd runs."""
         self.enter()
         only(None)
+
+
+def sysfs() -> str:
+    """That of the namespace that is entered now, mounted nowhere."""
+    context = _libc.syscall(_FSOPEN, b"sysfs", 0)
+    _checked(_libc.syscall(_FSCONFIG, context, 6, None, None, 0))
+    return f"/proc/self/fd/{_libc.syscall(_FSMOUNT, context, 0, 0)}"
 
 
 def make_tap(name: str) -> int:
@@ -147,6 +157,8 @@ class Host:
     def __init__(self, present: int, given: World | None = None) -> None:
         self.namespace = Namespace()
         self.kernel = Kernel(GUARD, owned=False)
+        links = f"{sysfs()}/class/net"  # /sys is that of the first namespace
+        self.kernel.groups = Groups(lambda op: self.kernel.rtnl.change([op]), links)
         self.kernel.rtnl.set_up(1)
         _uplink()
         uplink.switch_on([], uplink.Forwarding(False, False))
@@ -203,10 +215,11 @@ class Recording:
     def __init__(self) -> None:
         self._steps: list[tuple[int, bytes]] = []  # protocol, batch
         self._sysctls: dict[str, list[tuple[str, bytes]]] = {}  # by folder
+        self._groups: list[tuple[str, int]] = []  # of links
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        send, write_all = NetlinkSocket._send, sysctl.write_all
+        send, write_all, write_group = NetlinkSocket._send, sysctl.write_all, Groups.set
 
         def sent(which: NetlinkSocket, data: bytes) -> None:
             if data != NOTHING and data[4:6] != _GETGEN:
@@ -219,11 +232,17 @@ class Recording:
                 self._sysctls.setdefault(folder, []).append((name, value.encode()))
             write_all(found)
 
+        def grouped(which: Groups, op: SetGroup) -> list[Failure]:
+            self._groups.append((f"{which.links}/{socket.if_indextoname(op.ifindex)}/netdev_group", op.group))
+            return write_group(which, op)
+
         NetlinkSocket._send, sysctl.write_all = sent, written  # type: ignore[method-assign,assignment]
+        Groups.set = grouped  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
             NetlinkSocket._send, sysctl.write_all = send, write_all  # type: ignore[method-assign]
+            Groups.set = write_group  # type: ignore[method-assign]
 
     def dumps(self) -> list[tuple[int, bytes]]:
         """The requests for whole tables, each once whatever its number."""
@@ -241,6 +260,10 @@ class Recording:
                 pending = {}
             _exchange(sockets[protocol], batch)
         _write(pending)
+        for path, group in self._groups if only is None else ():
+            fd = os.open(path, os.O_WRONLY)
+            os.write(fd, b"%d" % group)
+            os.close(fd)
 
 
 def raw_sockets() -> dict[int, socket.socket]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from itertools import groupby
 
 from slash32.net import Address, Prefix
 
@@ -34,6 +35,7 @@ from ..settle import Refused
 from . import sockets, sysctl
 from .filter import NFTABLES, PacketFilter, Transaction, opened
 from .flows import Flows
+from .groups import Groups
 from .nft.admission import Admission, group
 from .nft.transaction import TransactionRefused
 from .record import record_filter, record_link
@@ -49,6 +51,7 @@ class Kernel:
         self.rtnl = Rtnl()
         self.table: PacketFilter = opened(packet_filter, guard, owned, self._bridges)
         self.flows = Flows()
+        self.groups = Groups(lambda op: self.rtnl.change([op]))
         self.ipv6 = sysctl.has_ipv6()
 
     def _bridges(self) -> list[str]:
@@ -212,7 +215,12 @@ class Kernel:
         sysctl.write_all(sysctl.tap_sysctls(tap, self.ipv6))
 
     def _links(self, batch: Sequence[Operation], actual: Actual) -> list[Refused]:
-        failures = self.rtnl.change(batch) if batch else []
+        failures = []
+        for are_groups, run in groupby(batch, key=lambda op: isinstance(op, SetGroup)):
+            if are_groups:
+                failures += [f for op in run if isinstance(op, SetGroup) for f in self.groups.set(op)]
+            else:
+                failures += self.rtnl.change(list(run))
         failed = {id(f.operation) for f in failures}
         for done in batch:
             if id(done) not in failed:
