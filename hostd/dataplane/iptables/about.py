@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from slash32.net import Prefix
 
-from .lines import ACCEPT, ICMP, Line, goto, named
+from .lines import ACCEPT, ICMP, Line, goto, is_one, named
 
 ABOUT = "s32-about"  # in forward
 ABOUT_HOST = "s32-about-host"  # to the host
@@ -34,7 +34,7 @@ def of_behind(behind: Iterable[tuple[str, Prefix]], version: int, act: tuple[str
     return [
         Line((*named(True, tap), *_program(version, _within(prefix))), act, f"behind {tap}")
         for tap, prefix in sorted(behind)
-        if prefix.version == version
+        if prefix.version == version and is_one(tap)
     ]
 
 

@@ -23,7 +23,7 @@ class Line(NamedTuple):
     @property
     def fingerprint(self) -> str:
         body = "\0".join((*self.match, "", *self.act, "", self.comment))
-        return f"{hashlib.blake2s(body.encode(), digest_size=8).hexdigest()} {self.comment}".rstrip()
+        return f"{hashlib.blake2s(body.encode(), digest_size=8).hexdigest()} {safe_comment(self.comment)}".rstrip()
 
     def text(self, chain: str, accept: str = "", verb: str = "-A", number: int | None = None) -> str:
         """`accept`: the chain that decides where the rule says ACCEPT. `number`: of the rule that it is a line of."""
@@ -37,7 +37,10 @@ ACCEPT, DROP, RETURN = ("-j", "ACCEPT"), ("-j", "DROP"), ("-j", "RETURN")
 
 
 def _quoted(word: str) -> str:
-    return f'"{word}"' if " " in word else word
+    """As iptables-restore takes words apart: names of interfaces may hold what it gives a meaning."""
+    if not any(c in word for c in " \"\\'"):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def jump(chain: str) -> tuple[str, ...]:
@@ -71,6 +74,16 @@ def group(incoming: bool, value: int, mask: int = 0xFFFFFFFF, negate: bool = Fal
 
 def named(incoming: bool, name: str) -> tuple[str, ...]:
     return ("-i" if incoming else "-o", name)
+
+
+def is_one(name: str) -> bool:
+    """Not so where iptables reads the name of an interface as the beginning of many."""
+    return not name.endswith("+")
+
+
+def is_plain(name: str) -> bool:
+    """It can be read back from a rule's comment, too."""
+    return is_one(name) and safe_comment(name) == name
 
 
 def ports(source: bool, slots: str, negate: bool = False) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from .lines import Line
 
 _COMMAND = {4: "iptables-legacy-restore", 6: "ip6tables-legacy-restore"}
 _ENVIRONMENT = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
-_WAIT = 20  # seconds for /run/xtables.lock
+_WAIT = 5  # seconds for /run/xtables.lock: hooks wait meanwhile, and so does systemd's watchdog
 _AT_LINE = re.compile(r"line:? (\d+)")
 
 

@@ -255,17 +255,25 @@ def _failsafe(open_: Iterable[Failsafe], version: int, also_tcp: int = 0) -> Ite
 
 
 def _asking(version: int) -> Iterable[tuple[str, ...]]:
-    """Neighbour discovery and DHCP, from where a guest may ask."""
+    """Neighbour discovery and DHCP of a guest without an address, or from one that it took itself."""
     if version == 4:
         yield (*udp(68, 67), *net(True, _NOWHERE[4]))
-        yield (*udp(68, 67), *in_set(SOURCE[4], "src,src"))
         return
-    for kind in (133, 135, 136):
-        hops = ("-m", "hl", "--hl-eq", "255")
+    for question in _discovery():
         for source in unnumbered(6):
-            yield (*ICMP[6], *icmp(6, kind), *hops, *net(True, source))
-        yield (*ICMP[6], *icmp(6, kind), *hops, *in_set(SOURCE[6], "src,src"))
+            yield (*question, *net(True, source))
     yield (*udp(546, 547), *net(True, _LINK_LOCAL))
+
+
+def _asking_as_itself(version: int) -> Iterable[tuple[str, ...]]:
+    """From its own address: that costs the host no entry of any table, and nobody else can use the measure up."""
+    for question in [udp(68, 67)] if version == 4 else _discovery():
+        yield (*question, *in_set(SOURCE[version], "src,src"))
+
+
+def _discovery() -> Iterable[tuple[str, ...]]:
+    for kind in (133, 135, 136):
+        yield (*ICMP[6], *icmp(6, kind), "-m", "hl", "--hl-eq", "255")
 
 
 def _asks(version: int) -> tuple[Line, ...]:
@@ -281,6 +289,7 @@ def _input_guest(version: int) -> tuple[Line, ...]:
     return (
         Line(("-p", "17", "-m", "multiport", "--dports", _INPUT_PORTS), DROP, "no tunnels to the host"),
         *(Line(("-p", number), DROP, "no tunnels to the host") for number in tunnels),
+        *(Line(what, ACCEPT) for what in _asking_as_itself(version)),
         *(Line(what, goto("s32-asks")) for what in _asking(version)),
         *(Line(net(True, source), DROP) for source in unnumbered(version)),
         *(line for line in _no_advice(version)[:1] if version == 4),
@@ -333,7 +342,7 @@ def _mangle(guard: Guard, version: int) -> Part:
         "s32-input": (Line(_ours(guard, True), goto("s32-input-guest")),),
         "s32-input-guest": (
             Line(ct("ESTABLISHED,RELATED"), RETURN),
-            *(Line(what, RETURN) for what in _asking(version)),
+            *(Line(what, RETURN) for what in (*_asking_as_itself(version), *_asking(version))),
             Line((), jump(GATE)),
             Line((), jump(HOST_GUESTS)),
         ),

@@ -17,7 +17,7 @@ from . import about, classes, restore, sets
 from .batch import Batch, Change, Grant
 from .ipset import Member, Pair
 from .known import Known
-from .lines import ACCEPT, DROP, Line, goto, named
+from .lines import ACCEPT, DROP, Line, goto, is_plain, named
 from .names import BEHIND, is_outward, kernel_set
 from .restore import Edit
 from .rules import constants, lines, polarity, target
@@ -276,6 +276,7 @@ def edit_exempt(taps: set[str], edits: Edits) -> None:
     def chain(table: str, name: str, incoming: bool, act: tuple[str, ...]) -> None:
         edits[table].chain(name, [Line(named(incoming, tap), act, f"exempt {tap}") for tap in sorted(taps)])
 
+    taps = set(filter(is_plain, taps))
     chain(RAW, EXEMPT_IN, True, ACCEPT)
     chain(SECURITY, EXEMPT_IN, True, ACCEPT)
     chain(SECURITY, EXEMPT_FROM, True, goto(ONTO))

@@ -15,6 +15,7 @@ from ..nft.transaction import TransactionRefused
 from . import steps
 from .batch import Batch, Change, Grant, NewClass, Put
 from .ipset import Member
+from .lines import is_plain
 from .names import BEHIND, SOURCE, is_outward, kernel_set, policy_chain
 from .steps import Door
 from .stray import Stray, StrayClass, StrayExempt, StrayPair
@@ -122,10 +123,15 @@ class Transaction:
         """The guard lets this interface be, whatever its name."""
         self._count += 1
         try:
-            self._batch.exempt[socket.if_indextoname(ifindex)] = on
+            tap = socket.if_indextoname(ifindex)
         except OSError as error:
             if on:
                 raise refused(label, error.errno or errno.ENODEV, "exempt interface") from None
+            return
+        if on and not is_plain(tap):
+            words = "its name means something else to iptables: rename it"
+            raise refused(label, errno.EINVAL, "exempt interface", words)
+        self._batch.exempt[tap] = on
 
     def sweep(self, strays: Iterable[Stray], label: Hashable) -> None:
         """Delete what read() found to belong to nothing whole."""

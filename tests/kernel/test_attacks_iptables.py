@@ -1,0 +1,86 @@
+# What only iptables-legacy and ipset can be attacked with: names of interfaces that mean something to its tools, a
+# table of its own that fills. Each attack has its control.
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import filters
+import pytest
+from filters import let_pass
+from frames import Frame, solicitation
+from netns import Namespace, run
+from nft_rig import OPEN, Port, Rig
+
+from hostd.dataplane.filter import IPTABLES
+from hostd.dataplane.nft import TransactionRefused
+
+
+@pytest.fixture
+def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
+    filters.chosen = IPTABLES
+    try:
+        made = Rig(peer)
+        yield made
+        made.close()
+    finally:
+        filters.chosen = filters.NFTABLES
+
+
+def named(rig: Rig, name: str) -> Port:
+    """A guest on a tap of this name, let in, with a network behind it."""
+    dave = rig.attach(4, name, "10.65.0.4", "fd00:65::4")
+    dave.behind = ("10.66.4.0/26", "fd00:66:4::/64")
+    change = rig.table.transaction()
+    change.admit(dave.admission, 0)
+    change.commit()
+    rig.group(dave, OPEN)
+    return dave
+
+
+@pytest.mark.parametrize("name", ['vnet"4', "vnet'4", "vnet\\4", 'vnet\\"', "vnet$(id)", "vnet`id`", "vnet!", "vnet#4"])
+def test_no_name_of_a_tap_stops_the_others(rig: Rig, name: str) -> None:
+    dave = named(rig, name)
+    assert rig.crosses(dave, dave.to(rig.bob).udp(1, 2), rig.bob)
+    assert not rig.crosses(dave, dave.to(rig.bob).but(source=rig.alice.v4).udp(1, 2), rig.bob)
+    run("ip", "-4", "route", "add", "10.66.4.5", "via", dave.v4, "dev", name, "onlink")
+    flow = rig.bob.to("10.66.4.5")
+    assert rig.crosses(rig.bob, flow.udp(5, 6), dave)
+    error = dave.to(rig.bob).icmp(3, 3, bytes(4) + flow.udp(5, 6)[14:])
+    assert rig.crosses(dave, error, rig.bob), "an error about what lies behind it"
+    assert rig.table.read().skeleton_ok and not rig.table.load()
+
+
+def test_a_name_that_means_many_is_one(rig: Rig) -> None:
+    """iptables reads "vnet+" as every tap."""
+    dave = named(rig, "vnet+")
+    run("ip", "-4", "route", "add", "10.66.4.5", "via", dave.v4, "dev", "vnet+", "onlink")
+    flow = rig.bob.to("10.66.4.5")
+    assert rig.crosses(rig.bob, flow.udp(5, 6), dave)
+    error = rig.alice.to(rig.bob).icmp(3, 3, bytes(4) + flow.udp(5, 6)[14:])
+    assert not rig.crosses(rig.alice, error, rig.bob), "it is not about alice's"
+    rig.group(dave, 0)
+    change = rig.table.transaction()
+    with pytest.raises(TransactionRefused, match="rename it"):
+        change.exempt(dave.ifindex, True, 0)
+    rig.group(rig.alice, 0)
+    assert not rig.crosses(rig.alice, rig.alice.to(rig.bob).udp(1, 2), rig.bob)
+
+
+def test_one_guest_fills_no_table_of_questions(rig: Rig) -> None:
+    """Whoever asks from link-local addresses, more of them than are measured, silences no neighbour's own address."""
+    frame = Frame(rig.carol.mac, bytes.fromhex("3333ff000001"), "fe80::1:0", "ff02::1:ff00:1", 255)
+    whole = bytearray(frame.icmp(135, 0, solicitation("fe80::1")))
+    asks = Frame(rig.alice.mac, bytes.fromhex("3333ff000001"), rig.alice.v6, "ff02::1:ff00:1", 255)
+    question = asks.icmp(135, 0, solicitation("fe80::1"))
+    for number in range(70_000):  # hashlimit measures 65,536 at most
+        whole[34:38] = (number + 1).to_bytes(4, "big")  # of the source; the filter does not look at the checksum
+        rig.carol.wire.send(whole)
+        if number % 100 == 0:
+            rig.settle()
+            rig.carol.heard()
+    assert rig.answer(rig.alice, question)
+    other = asks.but(source="fe80::9:0:77")
+    run("ip", "neigh", "replace", "fe80::9:0:77", "lladdr", rig.alice.mac.hex(":"), "dev", "vnet1", "nud", "permanent")
+    assert not rig.answer(rig.alice, other.icmp(135, 0, solicitation("fe80::1"))), "the control: it is full"
+    let_pass("guest-input")
+    assert rig.answer(rig.alice, other.icmp(135, 0, solicitation("fe80::1")))
