@@ -129,7 +129,7 @@ class Settler:
         """
         self.counters.resyncs += 1
         try:
-            self.kernel.load()
+            repaired = self.kernel.load() and self.counters.resyncs > 1
             taken, self.actual = self.actual.taken, self.kernel.read()
             self.actual.taken = taken
         except (Slash32Error, OSError) as error:
@@ -142,7 +142,7 @@ class Settler:
                 del self.actual.sets[name]  # same name, another shape: cannot be ours
         before = self.counters.writes
         failures = self.settle(dirty)
-        self.counters.healed += self.counters.writes - before
+        self.counters.healed += self.counters.writes - before + repaired
         self.actual.members = None
         return failures
 

@@ -21,6 +21,7 @@ _NETORDER = 0x4000
 _INET = {4: 2, 6: 10}
 _HEADERS = 1 << 2  # of LIST: without members
 _WITH_COMMENT = 1 << 4
+_REFERENCES = be32(25 | _NETORDER, 0)[:4]  # how that attribute begins
 _ROOM = 60000  # bytes of elements in one message: an attribute's length is 16 bits
 
 Member = Address | Prefix
@@ -164,6 +165,12 @@ def header(body: bytes) -> Header | None:
     version = 4 if found.get(5, b"\x02")[0] == _INET[4] else 6
     numbers = (int.from_bytes(data.get(kind, b""), "big") for kind in (19, 24, 25))
     return Header(_text(found[2]), _text(found[3]), version, *numbers)
+
+
+def unreferenced(body: bytes) -> bytes:
+    """Of a dumped header all but how many rules refer to the set."""
+    at = body.find(_REFERENCES) + len(_REFERENCES)
+    return body[:at] + body[at + 4 :] if at >= len(_REFERENCES) else body
 
 
 def name_of(body: bytes) -> str:

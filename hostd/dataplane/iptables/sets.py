@@ -66,10 +66,10 @@ class Sets:
     # -- read -----------------------------------------------------------------------------------------------------
 
     def headers_raw(self, name: str = "") -> dict[str, bytes]:
-        """Of all sets of ours, or of one: differ when a set or the number of its members does."""
+        """Of all sets of ours, or of one: differ when a set or the number of its members does, not by who asks it."""
         replies = self._dump(ipset.dump_request(name, headers=True))
         found = ((ipset.name_of(reply.body), reply.body) for reply in replies)
-        return {own: body for own, body in found if own.startswith(OURS)}
+        return {own: ipset.unreferenced(body) for own, body in found if own.startswith(OURS)}
 
     def headers(self) -> dict[str, Header]:
         found = (ipset.header(reply.body) for reply in self._dump(ipset.dump_request(headers=True)))

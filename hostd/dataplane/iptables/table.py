@@ -60,10 +60,7 @@ class IptablesFilter:
         self._known = None
 
     def _wrote(self, tables: bool) -> None:
-        if tables:
-            self._watch.wrote_tables()
-        else:
-            self._watch.wrote_sets(self._sets.touched)
+        self._watch.wrote(tables, self._sets.touched)
         self._sets.touched.clear()
 
     def fingerprints(self, rules: Sequence[Rule]) -> tuple[str, ...]:

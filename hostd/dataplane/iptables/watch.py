@@ -1,12 +1,19 @@
-# Owns: noticing what others change in iptables and ipset: nothing tells of it, so sizes and counts are compared, which
-# is cheap. Our own writes say what they touched. Touches: asks the kernel.
+# Owns: noticing what others change in iptables and ipset: nothing tells of it, so sizes and counts are compared. Of
+# tables, and of the sets of who may send from where, that is cheap; of all sets it is not (the kernel counts their
+# buckets), so that is done as often as costs this share of a core. Our own writes say what they touched. Touches: asks
+# the kernel, reads the clocks.
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 
 from . import entries
+from .names import OWN_SETS
 from .sets import Sets
 from .skeleton import TABLES
+
+_SHARE = 0.005
+_OFTEN = 0.25  # seconds: nobody asks more often
 
 
 class Watch:
@@ -15,24 +22,35 @@ class Watch:
         self._tables: object = None
         self._headers: dict[str, bytes] = {}
         self._known_bridges: frozenset[str] = frozenset()
+        self._rests_until = 0.0
 
     def changed(self) -> bool:
         return (
             self._infos() != self._tables
-            or self._sets.headers_raw() != self._headers
             or frozenset(self._bridges()) != self._known_bridges
+            or any(self._sets.headers_raw(name).get(name) != self._headers.get(name) for name in OWN_SETS)
+            or self._sets_changed()
         )
+
+    def _sets_changed(self) -> bool:
+        now = time.monotonic()
+        if now < self._rests_until:
+            return False
+        began = time.thread_time()
+        found = self._sets.headers_raw()
+        rest = (time.thread_time() - began) / _SHARE - _OFTEN
+        self._rests_until = now + rest
+        return found != self._headers
 
     def settled(self) -> None:
         """What is there now is what is to be."""
         self._tables, self._headers = self._infos(), self._sets.headers_raw()
         self._known_bridges = frozenset(self._bridges())
 
-    def wrote_tables(self) -> None:
-        """Which are what sets are referred to from: that is in what their headers say, too."""
-        self._tables, self._headers = self._infos(), self._sets.headers_raw()
-
-    def wrote_sets(self, names: Iterable[str]) -> None:
+    def wrote(self, tables: bool, names: Iterable[str]) -> None:
+        """These sets, and maybe tables."""
+        if tables:
+            self._tables = self._infos()
         for name in names:
             found = self._sets.headers_raw(name)
             if name in found:
@@ -42,4 +60,3 @@ class Watch:
 
     def _infos(self) -> object:
         return tuple(entries.info(version, name) for version in self._versions for name in TABLES)
-
