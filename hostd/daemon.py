@@ -200,7 +200,8 @@ class Daemon:
                 case ClaimAnswer(seq, refused):
                     self.agent.answered(seq, {r.key: r.message for r in refused}, now)
                 case Asked(seq, question):
-                    self._count_staged(now)
+                    if now - self._counted >= POLL:  # however many ask
+                        self._count_staged(now)
                     self.answers.ask(seq, question, self.settler.calc.desired.taps, self.staged.report())
                 case Held(reason):
                     log.error("held: %s: check the dispatcher, then run `slash32 adopt`", reason)
