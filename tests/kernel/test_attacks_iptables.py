@@ -12,7 +12,9 @@ from netns import Namespace, run
 from nft_rig import OPEN, Port, Rig
 
 from hostd.dataplane.filter import IPTABLES
+from hostd.dataplane.iptables import restore, steps
 from hostd.dataplane.nft import TransactionRefused
+from hostd.ruleset import Rule, Verdict
 
 
 @pytest.fixture
@@ -84,3 +86,44 @@ def test_one_guest_fills_no_table_of_questions(rig: Rig) -> None:
     assert not rig.answer(rig.alice, other.icmp(135, 0, solicitation("fe80::1"))), "the control: it is full"
     let_pass("guest-input")
     assert rig.answer(rig.alice, other.icmp(135, 0, solicitation("fe80::1")))
+
+
+@pytest.mark.parametrize("table", ["raw", "mangle", "security"])
+@pytest.mark.parametrize("command", ["iptables-legacy", "ip6tables-legacy"])
+def test_who_comes_before_us_is_noticed_and_comes_after_us(rig: Rig, table: str, command: str) -> None:
+    version = 4 if command == "iptables-legacy" else 6
+    lie = rig.alice.to(rig.bob, version).but(source=rig.carol.v4 if version == 4 else rig.carol.v6)
+    hook = "PREROUTING" if table == "raw" else "FORWARD"
+    rig.table.settled()
+    assert not rig.table.changed()
+    run(command, "-t", table, "-I", hook, "-j", "ACCEPT")
+    assert rig.crosses(rig.alice, lie.udp(1, 2), rig.bob) == (table == "raw")
+    assert rig.table.changed()
+    assert rig.table.load()
+    assert not rig.crosses(rig.alice, lie.udp(1, 3), rig.bob)
+    assert f"-A {hook} -j ACCEPT" in run(command, "-t", table, "-S", hook), "it is others', and stays"
+
+
+def test_a_gate_that_was_left_closed_opens_again(rig: Rig) -> None:
+    """hostd was killed while policies changed."""
+    for version in (4, 6):
+        restore.write(version, steps._closed_gate(version))
+    assert not rig.crosses(rig.alice, rig.alice.to(rig.bob).udp(1, 2), rig.bob)
+    rig.table.close()
+    rig.table = filters.make()
+    assert rig.table.load()
+    assert rig.crosses(rig.alice, rig.alice.to(rig.bob).udp(1, 3), rig.bob)
+
+
+def test_what_others_changed_just_before_our_own_write_is_noticed(rig: Rig) -> None:
+    rig.table.settled()
+    run("iptables-legacy", "-t", "raw", "-F", "PREROUTING")
+    change = rig.table.transaction()
+    change.put_chain("pi-new", [Rule((), Verdict.ACCEPT)], 0)
+    change.commit()
+    assert rig.table.changed()
+    assert rig.table.load() and not rig.table.changed()
+    change = rig.table.transaction()
+    change.put_chain("pi-new", [Rule((), Verdict.DROP)], 0)
+    change.commit()
+    assert not rig.table.changed(), "our own write is none of others'"

@@ -49,6 +49,7 @@ class Door(NamedTuple):
     guard: Guard
     versions: tuple[int, ...]
     known: Known
+    begins: Callable[[], None]  # tables are about to be written
     failed: Callable[[], None]  # what is known no longer holds
     done: Callable[[bool], None]  # whether tables were written
 
@@ -59,6 +60,8 @@ def carry_out(door: Door, batch: Batch) -> None:
     asked = _asked_by(batch)
     closing, opening, gated = _ordered(door.known, batch, asked)
     gate = gated or door.known.gated or _two_tables(door.known, batch)
+    if gate or batch.touches_tables:
+        door.begins()
     try:
         _sets(door, _new_sets(batch))
         if gate:

@@ -54,7 +54,8 @@ class IptablesFilter:
         if self._known is None:
             self._learn(self._tables(), self._sets.headers())
         assert self._known is not None
-        return Transaction(Door(self._sets, self._guard, self._versions, self._known, self._forget, self._wrote))
+        told = self._watch.begins, self._forget, self._wrote
+        return Transaction(Door(self._sets, self._guard, self._versions, self._known, *told))
 
     def _forget(self) -> None:
         self._known = None

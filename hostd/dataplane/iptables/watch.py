@@ -23,10 +23,12 @@ class Watch:
         self._headers: dict[str, bytes] = {}
         self._known_bridges: frozenset[str] = frozenset()
         self._rests_until = 0.0
+        self._missed = False
 
     def changed(self) -> bool:
         return (
-            self._infos() != self._tables
+            self._missed
+            or self._infos() != self._tables
             or frozenset(self._bridges()) != self._known_bridges
             or any(self._sets.headers_raw(name).get(name) != self._headers.get(name) for name in OWN_SETS)
             or self._sets_changed()
@@ -45,7 +47,12 @@ class Watch:
     def settled(self) -> None:
         """What is there now is what is to be."""
         self._tables, self._headers = self._infos(), self._sets.headers_raw()
+        self._missed = False
         self._known_bridges = frozenset(self._bridges())
+
+    def begins(self) -> None:
+        """We are about to write tables: what others have changed by now is not to be taken for ours afterwards."""
+        self._missed = self._missed or self._infos() != self._tables
 
     def wrote(self, tables: bool, names: Iterable[str]) -> None:
         """These sets, and maybe tables."""
