@@ -175,6 +175,8 @@ class Daemon:
             self.agent.dirty.merge(self.settler.audit())
             self.agent.dirty.merge(self.settler.calc.collect_classes())
             self.machine.keep()
+            if self.machine.packet_filter == IPTABLES:
+                self.agent.resync()  # rules and members that took others' places: no size tells
 
     # -- the dispatcher -------------------------------------------------------------------------------------------
 

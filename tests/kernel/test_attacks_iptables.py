@@ -127,3 +127,16 @@ def test_what_others_changed_just_before_our_own_write_is_noticed(rig: Rig) -> N
     change.put_chain("pi-new", [Rule((), Verdict.DROP)], 0)
     change.commit()
     assert not rig.table.changed(), "our own write is none of others'"
+
+
+def test_a_rule_in_the_place_of_ours_is_found_by_whoever_reads(rig: Rig) -> None:
+    """Sizes do not tell of it; hostd reads all once a minute."""
+    lie = rig.alice.to(rig.bob).but(source=rig.carol.v4)
+    saved = run("iptables-legacy", "-t", "raw", "-S", "s32-guest").splitlines()
+    number = next(n for n, line in enumerate(saved) if line.endswith("-j DROP"))
+    comment = saved[number].split('"')[1]
+    accept = "-m", "comment", "--comment", comment.replace("not", "NOT"), "-j", "ACCEPT"
+    run("iptables-legacy", "-t", "raw", "-R", "s32-guest", str(number), *accept)
+    assert rig.crosses(rig.alice, lie.udp(1, 2), rig.bob)
+    assert not rig.table.read().skeleton_ok and rig.table.load()
+    assert not rig.crosses(rig.alice, lie.udp(1, 3), rig.bob)
