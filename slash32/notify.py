@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 import socket
 
+ALIVE = "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"  # busy with something long, at the start maybe
+
 
 def notify(state: str) -> None:
     """ "READY=1", "WATCHDOG=1", "STATUS=...". Does nothing where systemd did not start us."""

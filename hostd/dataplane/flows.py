@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from slash32.net import Address, Prefix, host_prefix
+from slash32.notify import ALIVE, notify
 from slash32.policy import Icmp
 from slash32.verdict import Packet
 
@@ -28,6 +29,7 @@ _WITH_PORTS = frozenset((6, 17, 33, 132, 136))
 _BY_SOURCE = 1  # flag of the filter
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 _DEAR = 5_000  # entries that cost as much to look at here as two walks of the kernel's own for an address
+_BEAT = 1024  # flows that are judged between two words to systemd
 _BATCH = 1024  # deletions at a time: bounds the refusals that wait to be read
 _HEADS = struct.Struct("=HHHH")  # of a flow's tuple and of the addresses in it
 _FIRST, _THEN = _TUPLE_ORIG | 0x8000, _TUPLE_IP | 0x8000
@@ -50,7 +52,12 @@ class Flows:
     def end(self, near: Collection[Address | Prefix], condemned: Callable[[Flow], bool]) -> int:
         """Those that are condemned, of the flows from or to these; how many there were. Raises OSError."""
         count = _count() if near else 0
-        found = {flow.name for width in (4, 16) for flow in self._near(near, width, count) if condemned(flow)}
+        found = set()
+        for number, flow in enumerate((flow for width in (4, 16) for flow in self._near(near, width, count)), 1):
+            if condemned(flow):
+                found.add(flow.name)
+            if number % _BEAT == 0:  # a guest may have 65,536 that are no two alike, and policies be many
+                notify(ALIVE)
         self._delete(found)
         return len(found)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,3 +131,18 @@ def test_nothing_tracked(netns: Namespace) -> None:
     flows = Flows()
     assert flows.forget([parse_address("10.65.0.2")]) == 0
     flows.close()
+
+
+def test_systemd_hears_of_a_long_walk(flows: Flows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A guest that opens all the flows it may cannot have hostd killed for judging them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        near = [parse_prefix("10.0.0.0/8"), parse_prefix("fd00::/8")]
+        assert flows.end(near, lambda _: False) == 0
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+        monkeypatch.setattr("hostd.dataplane.flows._BEAT", len(FLOWS) - 1)
+        assert flows.end(near, lambda _: False) == 0
+        said = systemd.recv(100)
+        assert b"WATCHDOG=1" in said and b"EXTEND_TIMEOUT_USEC=" in said
