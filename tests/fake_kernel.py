@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 
 from hostd.chains import targets
+from hostd.dataplane.groups import Groups
 from hostd.dataplane.kernel import Kernel
 from hostd.dataplane.netlink import Refusal
 from hostd.dataplane.nft.admission import Admission
@@ -323,6 +324,7 @@ class FakeKernel(Kernel):
         self.table = FakeTable(model)  # type: ignore[assignment]
         self.rtnl = FakeRtnl(model)  # type: ignore[assignment]
         self.flows = FakeFlows(model)  # type: ignore[assignment]
+        self.groups = Groups(lambda op: self.rtnl.change([op]), links="/nowhere")
         self.ipv6 = True
 
     def way_to(self, address: Address) -> Way:
