@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 
 from hostd.desired import Admitted, ClassChains, Desired, Dirty, Member
 from hostd.forwarding import Link
-from hostd.judge import View, judge, within
+from hostd.judge import View, Ways, judge, within
 from hostd.plan import Limits
 from hostd.revoke import EGRESS, INGRESS, Flow, OwnSocket
-from hostd.ruleset import Guard
+from hostd.ruleset import HOST_FORWARD_IN, HOST_FORWARD_OUT, Guard
 from hostd.settle import Settler
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
@@ -492,8 +492,13 @@ def _allowed(desired: Desired, packet: Packet) -> bool:
     ))  # fmt: skip
     route = desired.routes.get(host_prefix(packet.destination))
     receivers = _behind(desired, packet.destination) if route is None else {route.oif}
-    ends = [(i, EGRESS) for i in _behind(desired, packet.source)] + [(i, INGRESS) for i in receivers]
-    return all(judge(view, _chains(desired, i)[side], packet).accept for i, side in ends if i in desired.taps)
+    senders, receivers = _behind(desired, packet.source), receivers & desired.taps.keys()
+    ends = [(i, EGRESS) for i in senders] + [(i, INGRESS) for i in receivers]
+    ways = Ways("" if senders else "up0", "" if receivers else "up0")  # whoever is no guest here is reached by that one
+    forwarded = [chain for chain, way in ((HOST_FORWARD_IN, ways.incoming), (HOST_FORWARD_OUT, ways.outgoing)) if way]
+    return all(judge(view, _chains(desired, i)[side], packet).accept for i, side in ends) and all(
+        judge(view, chain, packet, ways).accept is not False for chain in forwarded
+    )
 
 
 def _chains(desired: Desired, ifindex: int) -> ClassChains:
