@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 PY    := .venv/bin/python
 STAMP := .venv/stamp
-ROOMS := $(wildcard slash32 hooks hostd dispatcher lab)
+ROOMS := $(wildcard slash32 hooks hostd dispatcher lab bench)
 
 APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3-lxml python3-msgpack python3-yaml \
  python3-click python3-aiohttp python3-attr python3-cattr python3-rich python3-prometheus-client python3-iptables \

@@ -70,7 +70,8 @@ def run(n: int, endpoints: int, policies: int, json: bool) -> bool:
     chance = random.Random(SEED)
     addresses = [endpoint.addresses[0] for endpoint in before.endpoints]
     pairs = max(1, endpoints * (endpoints - 1) // SHARE)
-    packets = [Packet(*chance.sample(addresses, 2), 6, 40000, 22) for _ in range(pairs)]
+    chosen = [chance.sample(addresses, 2) for _ in range(pairs)]
+    packets = [Packet(source, target, 6, 40000, 22) for source, target in chosen]
     found: list[Comparison] = [compare(before, after)]
     assert found[0].changes, "nothing is measured where nothing changes"
     measured = measure(
