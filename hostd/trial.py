@@ -8,6 +8,7 @@ from slash32.failsafe import TCP
 from slash32.net import Address, Prefix
 from slash32.verdict import Packet
 
+from .alike import Alike
 from .desired import Actual, ClassChains, Member
 from .ends import End, Ends
 from .forwarding import Way
@@ -15,7 +16,7 @@ from .judge import Judgement, View, judge, within
 from .names import policy_of
 from .revoke import HOST, Change, Flow, InForce, OwnSocket
 from .revoke import Side as Place
-from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, HOST_IN, HOST_OUT, Goto, Jump, Ports, Rule, Side, Verdict
+from .ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, HOST_IN, HOST_OUT, Goto, Jump, Rule, Verdict
 
 _EVERYTHING: tuple[Member, ...] = (Prefix(bytes(4), 0), Prefix(bytes(16), 0))
 _IN, _OUT = ((HOST, HOST_CHAINS.index(name)) for name in (HOST_IN, HOST_OUT))
@@ -36,12 +37,13 @@ class Trial:
         self.kept: set[bytes] = set()
         self.sockets: set[OwnSocket] = set()  # the host's own of condemned flows, which would begin them anew
         after = {**force.chains, **_ASKED_BESIDES}
-        self._after = View(after, _asking(lambda name: force.held(name) or ()))
-        self._before = View({**after, **change.chains}, _asking(self._members_before))
+        self._now, self._then = _asking(lambda name: force.held(name) or ()), _asking(self._members_before)
+        self._after = View(after, self._now)
+        self._before = View({**after, **change.chains}, self._then)
         self._ends = Ends(actual, around.way_to, around.dispatcher_port)
         self._keeping = dict.fromkeys(around.keeping, True)
         self._known: dict[tuple[object, ...], Judgement | None] = {}
-        self._asks_source_ports = any(map(_asks_source_ports, (*force.chains.values(), *change.chains.values())))
+        self._alike: Alike | None = None  # made when the first flow is judged
         self._of_host = any(ifindex == HOST for ifindex, _ in change.sides)
         self._guests_may = bool(force.chains.get(HOST_GUESTS) or change.chains.get(HOST_GUESTS))
 
@@ -86,10 +88,12 @@ class Trial:
         return side[0] != HOST and self._ends.never_asked(flow.packet, side, self._guests_may)
 
     def _lost_like(self, packet: Packet, end: End) -> Judgement | None:
-        """Flows between the same two to the same port are many, and seldom does anybody ask where they come from."""
-        if self._asks_source_ports:
-            return self._lost(packet, end)
-        like = (end, packet.source, packet.destination, packet.protocol, packet.destination_port, packet.icmp)
+        """A guest may have very many flows, and rules tell few of them apart."""
+        if self._alike is None:
+            chains = *self._force.chains.values(), *self._change.chains.values()
+            changed = self._change.sets.keys() | self._change.whole.keys()
+            self._alike = Alike((rule for rules in chains for rule in rules), self._now, self._then, changed)
+        like = end, self._alike.of(packet)
         try:
             return self._known[like]
         except KeyError:
@@ -148,10 +152,6 @@ class Trial:
     def _class(self, ifindex: int) -> ClassChains | None:
         tap = self._actual.taps.get(ifindex)
         return self._actual.classes.get(tap.group) if tap is not None else None
-
-
-def _asks_source_ports(rules: tuple[Rule, ...]) -> bool:
-    return any(isinstance(match, Ports) and match.side is Side.SRC for rule in rules for match in rule.matches)
 
 
 def _asking(members: Callable[[str], Collection[Member]]) -> Callable[[str, Address], bool]:
