@@ -12,6 +12,7 @@ ALL = {
     "hook": ["-n", "50"],
     "endpoint": ["-n", "20", "--present", "1,100"],
     "bulk": ["-n", "10", "--members", "10000", "--routes", "100"],
+    "iptables": ["-n", "10", "--present", "1,100", "--members", "10000", "--policies", "50"],
     "packets": ["-n", "7", "--present", "2,100"],
     "labels": ["-n", "50", "--present", "1000,10000"],
     "diff": ["-n", "3", "--endpoints", "1000"],

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from hostd.calc import Calculation
 from hostd.dataplane import sysctl, uplink
+from hostd.dataplane.filter import NFTABLES
 from hostd.dataplane.groups import Groups
 from hostd.dataplane.kernel import Kernel
 from hostd.dataplane.monitor import Monitor
@@ -36,7 +37,7 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _TAP_NO_PI = 0x1002
 _libc = ctypes.CDLL(None, use_errno=True)
-_GETGEN = bytes((16, 10))  # what is asked around a large transaction changes nothing
+_ASKS = bytes((16, 10)), bytes((7, 6))  # nf_tables' generation, a set of ipset: what is asked changes nothing
 ROLES = ("web", "app", "db")
 BOTH = (Direction.INGRESS, Direction.EGRESS)
 NOBODY = 9  # the dispatcher's port, where a benchmark needs none
@@ -154,9 +155,11 @@ def only(listening: Host | None) -> None:
 class Host:
     """One hypervisor in a namespace of its own with `present` endpoints, and the tap of one more."""
 
+    packet_filter = NFTABLES  # of those that are made from now on
+
     def __init__(self, present: int, given: World | None = None) -> None:
         self.namespace = Namespace()
-        self.kernel = Kernel(GUARD, owned=False)
+        self.kernel = Kernel(GUARD, owned=False, packet_filter=self.packet_filter)
         links = f"{sysfs()}/class/net"  # /sys is that of the first namespace
         self.kernel.groups = Groups(lambda op: self.kernel.rtnl.change([op]), links)
         self.kernel.rtnl.set_up(1)
@@ -222,7 +225,7 @@ class Recording:
         send, write_all, write_group = NetlinkSocket._send, sysctl.write_all, Groups.set
 
         def sent(which: NetlinkSocket, data: bytes) -> None:
-            if data != NOTHING and data[4:6] != _GETGEN:
+            if data != NOTHING and data[4:6] not in _ASKS:
                 self._steps.append((which._socket.proto, bytes(data)))
             send(which, data)
 

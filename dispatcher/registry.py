@@ -157,7 +157,7 @@ class Registry:
 
     def put_network_set(self, found: NetworkSet) -> None:
         self.network_sets[found.name] = found
-        members = tuple(net.network if net.length == 8 * len(net.network) else net for net in found.nets)
+        members = tuple(net.network if _is_address(net) else net for net in found.nets)
         fresh, old = Bearer(frozenset(found.labels.items()), members, ""), self._sets.get(found.name)
         self._sets[found.name] = fresh
         self._selections.enter(fresh)
@@ -305,6 +305,11 @@ def _named(rules: tuple[Rule, ...]) -> frozenset[ObjectKey]:
     peers = [peer for rule in rules for peer in (rule.source, rule.destination)]
     texts = {text for p in peers for text in (p.selector, p.not_selector) if text is not None}
     return frozenset(ObjectKey(Kind.SET, text) for text in texts)
+
+
+def _is_address(net: Prefix) -> bool:
+    """0.0.0.0 and :: stay prefixes: they are nobody's address, and ipset's sets of addresses do not take them."""
+    return net.length == 8 * len(net.network) and any(net.network)
 
 
 def _members(endpoint: Endpoint) -> tuple[Member, ...]:

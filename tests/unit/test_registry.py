@@ -91,8 +91,9 @@ def members(registry: Registry, text: str) -> AddressSet:
             found.addresses |= set(h.addresses)
     for s in registry.network_sets.values():
         if chosen.matches(s.labels):
-            found.addresses |= {n.network for n in s.nets if n.length == 8 * len(n.network)}
-            found.prefixes |= {n for n in s.nets if n.length < 8 * len(n.network)}
+            single = {n for n in s.nets if n.length == 8 * len(n.network) and any(n.network)}
+            found.addresses |= {n.network for n in single}
+            found.prefixes |= set(s.nets) - single
     return found
 
 

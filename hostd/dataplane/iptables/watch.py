@@ -24,15 +24,26 @@ class Watch:
         self._known_bridges: frozenset[str] = frozenset()
         self._rests_until = 0.0
         self._missed = False
+        self._ours: set[str] = set()  # sets that we wrote to after the last look, which costs a writer nothing
 
     def changed(self) -> bool:
         return (
             self._missed
             or self._infos() != self._tables
             or frozenset(self._bridges()) != self._known_bridges
-            or any(self._sets.headers_raw(name).get(name) != self._headers.get(name) for name in OWN_SETS)
+            or self._differ(OWN_SETS, {n: b for own in OWN_SETS for n, b in self._sets.headers_raw(own).items()})
             or self._sets_changed()
         )
+
+    def _differ(self, names: Collection[str], found: dict[str, bytes]) -> bool:
+        """What we wrote to is taken for right as it is now; the audit looks closer."""
+        for name in self._ours.intersection(names):
+            if name in found:
+                self._headers[name] = found[name]
+            else:
+                self._headers.pop(name, None)
+        self._ours.difference_update(names)
+        return any(found.get(name) != self._headers.get(name) for name in names)
 
     def _sets_changed(self) -> bool:
         now = time.monotonic()
@@ -42,12 +53,13 @@ class Watch:
         found = self._sets.headers_raw()
         rest = (time.thread_time() - began) / _SHARE - _OFTEN
         self._rests_until = now + rest
-        return found != self._headers
+        return self._differ(found.keys() | self._headers.keys() | self._ours, found)
 
     def settled(self) -> None:
         """What is there now is what is to be."""
         self._tables, self._headers = self._infos(), self._sets.headers_raw()
         self._missed = False
+        self._ours.clear()
         self._known_bridges = frozenset(self._bridges())
 
     def begins(self) -> None:
@@ -58,12 +70,7 @@ class Watch:
         """These sets, and maybe tables."""
         if tables:
             self._tables = self._infos()
-        for name in names:
-            found = self._sets.headers_raw(name)
-            if name in found:
-                self._headers[name] = found[name]
-            else:
-                self._headers.pop(name, None)
+        self._ours.update(names)
 
     def _infos(self) -> object:
         return tuple(entries.info(version, name) for version in self._versions for name in TABLES)
