@@ -235,6 +235,7 @@ def _asks_family(rule: PolicyRule) -> bool:
     peers = (rule.source, rule.destination)
     return bool(
         rule.ip_version
+        or rule.protocol in (ICMP, ICMPV6)
         or rule.icmp
         or rule.not_icmp
         or any(p.nets or p.not_nets or p.selector is not None or p.not_selector is not None for p in peers)
@@ -242,9 +243,11 @@ def _asks_family(rule: PolicyRule) -> bool:
 
 
 def _can_match(rule: PolicyRule, ip: int) -> bool:
-    """A positive list of nets admits only its own families, ICMP fields only their protocol's."""
+    """A positive list of nets admits only its own families, ICMP and its fields only that protocol's."""
     if ip == 0:
         return True
+    if rule.protocol == {4: ICMPV6, 6: ICMP}[ip]:
+        return False
     if (rule.icmp or rule.not_icmp) and rule.protocol != {4: ICMP, 6: ICMPV6}[ip]:
         return False
     return all(not p.nets or any(n.version == ip for n in p.nets) for p in (rule.source, rule.destination))

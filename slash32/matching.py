@@ -95,8 +95,10 @@ class Whereabouts:
 
 
 def rule_matches(rule: Rule, packet: Packet, who: Whereabouts) -> bool:
+    """A rule about ICMP is about IPv4, one about ICMPv6 about IPv6, whether or not it says so."""
     return (
         rule.ip_version in (None, version(packet.source))
+        and _ICMP_VERSION.get(rule.protocol or 0) in (None, version(packet.source))
         and rule.protocol in (None, packet.protocol)
         and (rule.not_protocol is None or rule.not_protocol != packet.protocol)
         and _icmp_fields_hold(rule, packet)

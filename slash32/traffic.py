@@ -187,7 +187,7 @@ class Space:
 
     def _mask(self, key: Key) -> int:
         protocol, not_protocol, version, *_ = key
-        if version not in (None, self.version):
+        if version not in (None, self.version) or protocol == _ICMP[10 - self.version]:
             return 0
         mask = 0 if protocol is not None else self._bits(None, key)
         for number in self.protocols:

@@ -1,7 +1,8 @@
 # Owns: the specification of what policy means, as a program: one packet in, the verdict and who gave it out. Pure.
 # Clarity over speed: the kernel's answer is compared with this one, never the other way round. Whether one rule matches
 # one packet is slash32.matching. Not policy, and so not here: what the packet filter's skeleton lets by or drops
-# whatever policy says (answers, DHCP and neighbour discovery with the host, forged sources, tunnels to the host).
+# whatever policy says (answers, DHCP and neighbour discovery with the host, forged sources, tunnels to the host, what
+# begins no flow: TCP without SYN, ICMP in IPv6 and ICMPv6 in IPv4).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,19 +1,22 @@
 # The edges of what a set can hold: 0.0.0.0, ::, and all addresses, from a GlobalNetworkSet through the dispatcher's
-# registry to either packet filter, and packets.
+# registry to either packet filter, and packets; and ICMP in the IP version that is not its own.
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import filters
 import pytest
 from fabric import Fabric, one_cpu
+from netns import Namespace, run
+from town import Town
 from verdict_packets import Case, Model, Shot
 from verdict_worlds import HERE, HOST, OWN, STRANGERS, UP0
 
 from hostd.settle import Settler
 from slash32.net import Address, Prefix, parse_address, parse_prefix
 from slash32.policy import Action, Direction, HostEndpoint, NetworkSet, Peer, Policy, Rule
-from slash32.verdict import Packet, World
+from slash32.verdict import Packet, World, verdict
 
 THEM = 'kind == "them"'
 ZEROS = tuple(map(parse_prefix, ("0.0.0.0/32", "::/128")))
@@ -54,8 +57,9 @@ def spoken_to(fabric: Fabric, source: Address, target: Address) -> bool:
     """By somebody behind up0."""
     packet = Packet(source, target, 17, 30000, 4000, in_interface=UP0)
     shot = Shot(packet, UP0, HOST)
-    assert Model(fabric.fleet_world).judged(shot).word == bool(found := fabric.send([shot])), packet
-    return bool(found)
+    found = bool(fabric.send([shot]))
+    assert Model(fabric.fleet_world).judged(shot).word == found, packet
+    return found
 
 
 PEERS = {"of them": Peer(selector=THEM), "none of them": Peer(not_selector=THEM)}
@@ -97,3 +101,47 @@ def test_a_source_of_nothing_but_zeros(fabric: Fabric) -> None:
             assert bool(fabric.send([Shot(Packet(nothing, everybody, 17, 30000, 4000), UP0, HOST)])) is passes
 
 
+
+
+# -- ICMP in the other IP version -------------------------------------------------------------------------------------
+
+ICMP, ICMPV6 = 1, 58
+PING = {ICMP: bytes.fromhex("0800f7ff00000000"), ICMPV6: bytes.fromhex("800077ff00000000")}  # with ICMP's checksum
+
+
+@pytest.fixture
+def town(netns: Namespace, packet_filter: str) -> Iterator[Town]:
+    made = Town("web", "db")
+    yield made
+    made.close()
+
+
+def spoken(town: Town, version: int, protocol: int) -> bool:
+    """The second guest hears the first one's bare packet of this protocol."""
+    sender, receiver = town.guests
+    run("conntrack", "-F")
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    ends = []
+    for guest in (receiver, sender):
+        with guest.space.entered():
+            ends.append(socket.socket(family, socket.SOCK_RAW, protocol))
+    with ends[0] as there, ends[1] as here:
+        there.setblocking(False)
+        here.sendto(PING[protocol], (receiver.address(version), 0))
+        try:
+            return bool(there.recv(2000))
+        except BlockingIOError:
+            return False
+
+
+@pytest.mark.parametrize("asked", [ICMP, ICMPV6, None])
+def test_icmp_is_of_its_own_ip_version(town: Town, asked: int | None) -> None:
+    """Where the model has a word on it; what is of the other version begins no flow, whatever policy says."""
+    everything = Policy("out", "all()", (Direction.EGRESS,), egress=(Rule(Action.ALLOW),))
+    town.put(everything, Policy("in", "all()", (Direction.INGRESS,), ingress=(Rule(Action.ALLOW, asked),)))
+    model = World(town.endpoints(), [p for p in town.items.values() if isinstance(p, Policy)])
+    for version, own in ((4, ICMP), (6, ICMPV6)):
+        ends = (parse_address(guest.address(version)) for guest in town.guests)
+        said = verdict(model, Packet(*ends, own)).allowed
+        assert spoken(town, version, own) == said == (asked in (None, own))
+        assert not spoken(town, version, {ICMP: ICMPV6, ICMPV6: ICMP}[own])

@@ -85,6 +85,7 @@ def test_the_abstract_filter_says_what_the_model_says(world: World, seed: int) -
 # -- bugs that it must see --------------------------------------------------------------------------------------------
 
 _rules, _rest, _walk, _parts = compile.compile_rules, walk._rest, walk.walk_of, compile.in_parts
+_asks = compile._asks_family
 
 
 def steps(change: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -139,6 +140,9 @@ BUGS: dict[str, tuple[str, Any]] = {
     "the one for all interfaces goes first": ("hostd.calc.in_order", lambda found: in_order(found)[::-1]),
     "IPv6 is forgotten": (
         "hostd.chains.compile_rules", lambda *a: tuple(e for e in _rules(*a) if Family(6) not in e.rule.matches),
+    ),
+    "ICMPv6 is asked of IPv4, too": (
+        "hostd.compile._asks_family", lambda rule: _asks(replace(rule, protocol=None)),
     ),
     "a rule's number is off by one": (
         "hostd.chains.compile_rules", lambda *args: tuple(e._replace(number=e.number + 1) for e in _rules(*args)),
