@@ -272,12 +272,13 @@ def test_upgrade(rack: Rack, node: Node, before: dict[str, str], newer: list[Pat
     rules, pid = node.sh(RULES), main_pid(node, "slash32-hostd")
     exempt = node.read("/etc/slash32/guard-exempt")
     with ThreadPoolExecutor() as pool:
-        flow = pool.submit(access.guest_run, node, "a1", ["stream", "tcp", A2, "5432", "8"])
+        flow = pool.submit(access.guest_run, node, "a1", ["stream", "tcp", A2, "5432", "60"], timeout=90)
         wait_for(node, f"conntrack -L -d {A2} -p tcp --dport 5432 2>&1 | grep -q ESTABLISHED")
         ping = node.popen(["ping", "-i", "0.01", "-W1", OLD])
         rack.install(newer)
         ping.send_signal(2)
         assert not flow.done(), "it outlived the upgrade"
+        access.guest_run(node, "a1", ["sh", "-c", "kill -TERM $(pidof stream)"])
         said = flow.result()
     sent, echoed = (int(said.split(f"{word} ")[1].split()[0]) for word in ("sent", "echoed"))
     assert "broken no" in said and sent == echoed > 500, said
