@@ -69,6 +69,7 @@ CONDITIONS: st.SearchStrategy[dict[str, object]] = st.one_of(
     st.just({}), st.just({}), st.fixed_dictionaries({"source": _peers()}),
     st.fixed_dictionaries({"destination": _peers()}), st.fixed_dictionaries({"ip_version": st.sampled_from([4, 6])}),
     st.fixed_dictionaries({"protocol": st.sampled_from([1, 6, 17, 58, 150])}),
+    st.fixed_dictionaries({"protocol": st.sampled_from([1, 58])}),
     st.fixed_dictionaries({"not_protocol": st.sampled_from([1, 6, 17, 58, 150])}),
     st.fixed_dictionaries({"protocol": st.just(6), "destination": st.fixed_dictionaries({"ports": PORTS})}),
     st.fixed_dictionaries({"protocol": st.just(17), "destination": st.fixed_dictionaries({"not_ports": PORTS})}),
@@ -135,7 +136,7 @@ def _traffic(version: int) -> tuple[Packet, ...]:
         *plain,
         *(Packet(nobody, nobody, p, source, destination) for p, source, destination in ports),
         *(Packet(nobody, nobody, icmp, icmp=Icmp(*each)) for each in asked),
-        Packet(nobody, nobody, 59 - icmp, icmp=Icmp(8, 0)),  # the other family's
+        *(Packet(nobody, nobody, 59 - icmp, icmp=Icmp(kind, 0)) for kind in (0, 8, 8, 128)),  # the other family's
     )
 
 
