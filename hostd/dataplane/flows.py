@@ -22,6 +22,8 @@ from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, Wanted, attr, 
 _GET, _DELETE = 0x101, 0x102
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _MASTER, _ZONE, _FILTER = 1, 2, 12, 14, 18, 25
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_FAMILY = {4: int(socket.AF_INET), 16: int(socket.AF_INET6)}
+_WIDTH = {family: width for width, family in _FAMILY.items()}
 _ENDS = {4: (1, 2), 16: (3, 4)}  # attributes of source and destination by the address's width
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _ICMP = {1: (5, 6), 58: (8, 9)}  # attributes of type and code, by protocol
@@ -53,7 +55,7 @@ class Flows:
         """Those that are condemned, of the flows from or to these; how many there were. Raises OSError."""
         count = _count() if near else 0
         found = set()
-        for number, flow in enumerate((flow for width in (4, 16) for flow in self._near(near, width, count)), 1):
+        for number, flow in enumerate(self._near(near, count), 1):
             if condemned(flow):
                 found.add(flow.name)
             if number % _BEAT == 0:  # a guest may have 65,536 that are no two alike, and policies be many
@@ -61,16 +63,25 @@ class Flows:
         self._delete(found)
         return len(found)
 
-    def _near(self, near: Collection[Address | Prefix], width: int, count: int) -> Iterator[Flow]:
-        """Of one family, where so many are tracked."""
-        prefixes = [p for each in near if len((p := _prefix(each)).network) == width]
-        if not prefixes or not count:
+    def _near(self, near: Collection[Address | Prefix], count: int) -> Iterator[Flow]:
+        """Where so many are tracked. A walk costs most by the size of the kernel's table: one is for both families."""
+        prefixes = [_prefix(each) for each in near] if count else []
+        of = {width: [p for p in prefixes if len(p.network) == width] for width in (4, 16)}
+        chosen = {width: _chosen(some, count) for width, some in of.items() if some}
+        if len(chosen) == 2 and all(filters == [b""] for filters in chosen.values()):
+            either = {_FAMILY[width]: _ends_in(some, width) for width, some in of.items()}
+            yield from self._walk(
+                socket.AF_UNSPEC, b"", lambda data, at: data[at] in either and either[data[at]](data, at)
+            )
             return
-        family = socket.AF_INET if width == 4 else socket.AF_INET6
-        wanted = _ends_in(prefixes, width)
-        for chosen in _chosen(prefixes, count):
-            for reply in self._socket.dump(_GET, _head(family) + chosen, wanted=wanted):
-                yield _flow(reply.body, width)
+        for width, filters in chosen.items():
+            wanted = _ends_in(of[width], width)
+            for each in filters:
+                yield from self._walk(_FAMILY[width], each, wanted)
+
+    def _walk(self, family: int, chosen: bytes, wanted: Wanted) -> Iterator[Flow]:
+        for reply in self._socket.dump(_GET, bytes((family, 0, 0, 0)) + chosen, wanted=wanted):
+            yield _flow(reply.body, _WIDTH[reply.body[0]])
 
     def _delete(self, entries: Collection[bytes]) -> None:
         waiting = list(entries)
@@ -86,10 +97,6 @@ class Flows:
 
 def _prefix(of: Address | Prefix) -> Prefix:
     return of if isinstance(of, Prefix) else host_prefix(of)
-
-
-def _head(family: int) -> bytes:
-    return bytes((family, 0, 0, 0))
 
 
 def _ends_in(prefixes: list[Prefix], width: int) -> Wanted:
