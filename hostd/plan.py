@@ -14,6 +14,7 @@ from slash32.net import Address, Prefix, format_address
 
 from .desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
 from .forwarding import Add, Delete, Item, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
+from .moves import PARKED, parking, turned
 from .names import height
 from .ruleset import HOST_CHAINS, Rule, SetSpec
 
@@ -46,8 +47,11 @@ class PutChain(NamedTuple):
 
 
 class PutClass(NamedTuple):
+    """`turned`: it takes the place of another class, with these taps in it."""
+
     group: int
     chains: ClassChains
+    turned: tuple[int, ...] = ()
 
 
 class Admit(NamedTuple):
@@ -173,6 +177,7 @@ def plan(scope: Scope) -> Plan:
         out.filter.append(Sweep(actual.strays))
     out.close += [Delete(route) for route in actual.extra_routes if limits.prune]
     if dirty.taps:  # else all are routes
+        out.close += parking(out.open, actual, limits.group_base, _only_adds(out.filter, actual))
         out.close.sort(key=_closing)
         out.open.sort(key=_opening)
     out.filter.sort(key=lambda op: _FILTERING.index(type(op)))
@@ -256,14 +261,40 @@ def _plan_classes(out: Plan, scope: Scope) -> dict[ClassChains, int]:
     groups = {chains: group for group, chains in actual.classes.items()}
     wanted = dict.fromkeys(desired.taps[ifindex].chains for ifindex in sorted(dirty.taps & desired.taps.keys()))
     new = [chains for chains in wanted if chains not in groups]
+    instead: dict[ClassChains, int] = {}
     if new:  # seldom: nothing else here costs more the more taps there are
+        instead = turned(desired.taps, actual, new)
+        for chains, group in instead.items():
+            there = tuple(sorted(ifindex for ifindex, tap in actual.taps.items() if tap.group == group))
+            out.filter.append(PutClass(group, chains, there))
+        groups.update(instead)
+        new = [chains for chains in new if chains not in instead]
         taken = {*actual.classes, *actual.foreign_groups.values(), *(t.group for t in actual.taps.values())}
+        taken.add(limits.group_base | PARKED)
         free = (group for group in count(limits.group_base + 1) if group not in taken)
         groups.update(zip(new, free, strict=False))
         out.filter += [PutClass(groups[chains], chains) for chains in new]
     doomed = {op.name for op in out.collect if isinstance(op, DelChain)}
-    out.collect += [DelClass(group) for group, chains in actual.classes.items() if doomed.intersection(chains)]
+    standing = {group: chains for group, chains in actual.classes.items() if group not in instead.values()}
+    out.collect += [DelClass(group) for group, chains in standing.items() if doomed.intersection(chains)]
     return groups
+
+
+def _only_adds(ops: list[Grow], actual: Actual) -> bool:
+    """Nobody's packets meet what is changed, but for those who may send at all."""
+    fresh = {op.name for op in ops if isinstance(op, AddSet)}
+
+    def adds(op: Grow) -> bool:
+        match op:
+            case AddMembers(name):
+                return name in fresh
+            case PutChain(name):
+                return name not in actual.chains and name not in HOST_CHAINS
+            case PutClass():
+                return not op.turned
+        return isinstance(op, AddSet | Admit | Expel | Exempt)
+
+    return all(map(adds, ops))
 
 
 def _plan_tap(out: Plan, tap: Tap, have: Admitted, group: int) -> None:

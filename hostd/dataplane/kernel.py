@@ -2,13 +2,15 @@
 # done. Touches: nf_tables, rtnetlink and /proc/sys through its parts (nft/, rtnl/, sysctl.py).
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from itertools import groupby
+from typing import TypeGuard
 
 from slash32.net import Address, Prefix
 
 from ..desired import Actual, Admitted, ClassChains, Dirty
 from ..forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress, Way
+from ..moves import PARKED
 from ..plan import (
     AddMembers,
     AddSet,
@@ -138,12 +140,14 @@ class Kernel:
 
     def apply(self, todo: Plan, actual: Actual) -> list[Refused]:
         """Carries out the plan, in its order. What is refused stops only what depends on it."""
+        before = {op.ifindex: actual.taps[op.ifindex].group for op in todo.close if _parks(op)}
         refused = self._links(todo.close, actual) if todo.close else []
         haunted = self._end_old_flows(todo.filter, actual)
         refused += haunted.values()
         refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
         if todo.open:
             refused += self._open(todo, actual, refused)
+            self._leave_parking(before, actual)
         unused, kept = _collectable(todo.collect, actual)
         refused += self._filter(unused, actual)
         actual.extra_routes = ()
@@ -163,6 +167,11 @@ class Kernel:
             elif not isinstance(op, PutSysctls) and not _is_gateway(op, unset):
                 opening.append(op)
         return refused + self._links(opening, actual)
+
+    def _leave_parking(self, before: Mapping[int, int], actual: Actual) -> None:
+        """Who could not get into the next class is back in the last good one."""
+        still = {ifindex for ifindex, tap in actual.taps.items() if _is_parked(tap.group)} if before else set()
+        self._links([SetGroup(ifindex, group) for ifindex, group in before.items() if ifindex in still], actual)
 
     def _end_old_flows(self, ops: Sequence[Grow], actual: Actual) -> dict[int, Refused]:
         """Addresses that come to a tap begin anew: what was open to another guest is not open to this one. A tap that
@@ -279,6 +288,14 @@ def _fresh(op: Admit, actual: Actual) -> Admit | None:
     return op._replace(addresses=addresses, prefixes=prefixes) if addresses or prefixes else None
 
 
+def _is_parked(group: int) -> bool:
+    return group & ~GROUP_MASK == PARKED
+
+
+def _parks(op: Operation) -> TypeGuard[SetGroup]:
+    return isinstance(op, SetGroup) and _is_parked(op.group)
+
+
 def _is_gateway(op: Operation, of: Set[int]) -> bool:
     """The gateway's address on a tap is read back as the sign that its sysctls were written."""
     return isinstance(op, Add) and isinstance(op.item, TapAddress) and op.item.ifindex in of
@@ -301,9 +318,8 @@ def _collectable(ops: Sequence[Shrink], actual: Actual) -> tuple[list[Shrink], l
     if not ops:
         return [], []
     carried = {tap.group for tap in actual.taps.values()}
-    chains = {
-        name for op in ops if isinstance(op, DelClass) and op.group in carried for name in actual.classes[op.group]
-    }
+    leaving = {op.group for op in ops if isinstance(op, DelClass) and op.group not in carried}
+    chains = {name for group, pair in actual.classes.items() if group not in leaving for name in pair}
     kept = [op for op in ops if isinstance(op, DelClass) and op.group in carried]
     kept_chains = [op for op in ops if isinstance(op, DelChain) and op.name in chains]
     return [op for op in ops if op not in kept and op not in kept_chains], [
@@ -324,6 +340,8 @@ def _write(transaction: Transaction, op: FilterOp, label: int) -> None:
         case PutChain(name, rules):
             transaction.put_chain(name, rules, label)
         case PutClass(number, chains):
+            if op.turned:
+                transaction.delete_class(number, label)
             transaction.put_class(number, chains.egress, chains.ingress, label)
         case Admit():
             transaction.admit(Admission(*op), label)

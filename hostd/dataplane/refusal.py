@@ -79,4 +79,6 @@ def scope(op: FilterOp) -> Dirty:
             return Dirty(refill={name})
         case AddSet(name) | DelSet(name):
             return Dirty(sets={name})
+        case PutClass():
+            return Dirty(taps=set(op.turned))  # one without is planned anew with whatever needs it
     return Dirty()  # planned anew with whatever needs it

@@ -191,8 +191,8 @@ def test_a_new_policy_that_is_refused_leaves_the_guest_its_last_good_one(host: H
     host.model.refuses = lambda *_: False
     for now in range(3):
         host.settler.retry(now)
-    assert host.whole() and host.model.links[TAP].group == BASE + 2
-    assert host.model.tables.classes.keys() == {BASE + 2}
+    assert host.whole() and host.model.tables.classes[host.model.links[TAP].group] != was
+    assert host.model.tables.classes.keys() == {BASE + 1}
 
 
 def test_a_guard_that_cannot_be_read_is_tried_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
