@@ -30,6 +30,7 @@ def resting_on(ops: Sequence[FilterOp], bad: int, actual: Actual) -> set[int]:
     last good form stands."""
     sets: set[str] = set()
     chains: set[str] = set()
+    taps: set[int] = set()  # that keep what they were to lose: what they get instead is for when that is gone
     dropped: set[int] = set()
     fresh = {bad}
     while fresh:
@@ -40,12 +41,16 @@ def resting_on(ops: Sequence[FilterOp], bad: int, actual: Actual) -> set[int]:
                 sets.add(op.name)
             elif isinstance(op, PutChain) and op.name not in actual.chains:
                 chains.add(op.name)
-        fresh = {n for n, op in enumerate(ops) if n not in dropped and _rests_on(op, sets, chains)}
+            elif isinstance(op, Expel):
+                taps.add(op.ifindex)
+        fresh = {n for n, op in enumerate(ops) if n not in dropped and _rests_on(op, sets, chains, taps)}
     return dropped
 
 
-def _rests_on(op: FilterOp, sets: set[str], chains: set[str]) -> bool:
+def _rests_on(op: FilterOp, sets: set[str], chains: set[str], taps: set[int]) -> bool:
     match op:
+        case Admit(ifindex):
+            return ifindex in taps
         case AddMembers(name) | DelMembers(name) | FlushSet(name):
             return name in sets
         case PutChain(_, rules):

@@ -42,6 +42,7 @@ def test_a_class_that_all_leave_for_the_same_new_one_is_turned() -> None:
         (actual(7), {1: tap(1, THIRD)}, []),  # that class is there
         (actual(7, foreign_groups={9: 7}), {1: tap(1, NEW)}, [NEW]),  # somebody else is in it
         (actual(0), {1: tap(1, NEW)}, [NEW]),  # it is in none
+        (actual(7, 8), {1: tap(1, NEW), 2: tap(2, OLD)}, [NEW]),  # another comes into it
     ],
 )
 def test_others_are_not(there: Actual, taps: dict[int, Tap], new: list[ClassChains]) -> None:

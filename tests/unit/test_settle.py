@@ -180,6 +180,18 @@ def test_a_foreign_set_of_a_name_of_ours_stops_what_names_it_until_it_goes(host:
     assert host.model.tables.members[bigger] == grown.addresses
 
 
+def test_an_address_that_cannot_be_taken_away_is_not_forgotten(host: Host) -> None:
+    other = replace(host.local.endpoint, addresses=(parse_address("10.65.0.7"),))
+    host.model.refuses = lambda what, _: what == "expel"
+    host.scene.take(Run(0, replace(host.local, endpoint=other, accepted=other)))
+    host.settle()
+    assert host.settler.failures() and host.model.tables.grants
+    host.model.refuses = lambda *_: False
+    for now in range(3):
+        host.settler.retry(now)
+    assert host.whole() and {source for _, _, source in host.model.tables.grants} == {parse_address("10.65.0.7")}
+
+
 def test_a_new_policy_that_is_refused_leaves_the_guest_its_last_good_one(host: Host) -> None:
     was = host.model.tables.classes[BASE + 1]
     host.model.refuses = lambda what, item: what == "put chain" and item == "pi-new"
