@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
+import os
+import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filters
 import pytest
-from netns import run
+from netns import eventually, run
 from town import Session, Town
 
 from hostd.config import Config
@@ -24,6 +28,7 @@ from hostd.plan import Limits
 from hostd.ruleset import Guard
 from hostd.settle import Settler
 from slash32.policy import Action, Direction, Peer, Policy, Rule
+from tests.scenes import FULL
 
 KINDS = (NFTABLES, IPTABLES)
 
@@ -125,6 +130,62 @@ def test_switching_on_a_live_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for session in sessions:
             session.close()
         made.kernel = machine.kernel
+
+
+class Flood:
+    """Numbered datagrams from web to db, without pause, from another CPU where there is one. Nobody answers: each is
+    asked about anew."""
+
+    def __init__(self, town: Town, port: int = 7000) -> None:
+        web, db, _ = town.guests
+        self.there, self._here = db.socket(4, socket.SOCK_DGRAM), web.socket(4, socket.SOCK_DGRAM)
+        self.there.setsockopt(socket.SOL_SOCKET, 33, 1 << 30)  # SO_RCVBUFFORCE
+        self.there.bind((db.v4, port))
+        self._here.connect((db.v4, port))
+        self._stop, self.arrived = mmap.mmap(-1, 1), list[int]()
+        self._child = os.fork()
+        if not self._child:
+            with contextlib.suppress(BaseException):
+                os.sched_setaffinity(0, {max(range(os.cpu_count() or 1))})
+                self._run()
+            os._exit(0)
+
+    def _run(self) -> None:
+        for number in itertools.count():
+            if self._stop[0]:
+                return
+            self._here.send(number.to_bytes(4, "big"))
+            until = time.perf_counter() + 2e-5
+            while time.perf_counter() < until:
+                pass
+
+    def __enter__(self) -> Flood:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop[0] = 1
+        os.waitpid(self._child, 0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.arrived.append(int.from_bytes(self.there.recv(4), "big"))
+        self.there.close()
+        self._here.close()
+
+
+@pytest.mark.usefixtures("netns")
+def test_not_one_of_many_packets_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that are just being asked about when the other goes."""
+    monkeypatch.setattr(host, "chosen", lambda setting: setting)
+    with town_with(KINDS[0]) as made, Flood(made) as flood:
+        eventually(lambda: select.select([flood.there], [], [], 0)[0], "the first arrives")
+        for kind in KINDS[::-1] * (20 if FULL else 4):
+            made.kernel.close()
+            machine = machine_of(kind, tmp_path)
+            machine.prepare()
+            assert settler_of(machine, made).resync() == [] and machine.supplant()
+            made.kernel = machine.kernel
+    assert len(flood.arrived) > 1000
+    assert flood.arrived == list(range(flood.arrived[0], flood.arrived[0] + len(flood.arrived)))
 
 
 def nothing_of(kind: str) -> None:
