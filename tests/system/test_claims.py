@@ -141,7 +141,8 @@ def test_two_hosts_that_claim_at_once(site: Site) -> None:
             return ""
 
         said = at_once(begin, rivals)
-        assert sorted(guest.running for guest in rivals) == [False, True], said
+        tails = [product.journal_tail(guest.node, lines=12) for guest in rivals]
+        assert sorted(guest.running for guest in rivals) == [False, True], (said, tails)
         assert "in use" in "".join(said)
 
 
