@@ -32,7 +32,7 @@ from ..plan import (
     Sweep,
 )
 from ..revoke import Flow, OwnSocket
-from ..ruleset import GROUP_MASK, Guard, Rule
+from ..ruleset import GROUP_MASK, Guard, Rule, SetKind
 from ..settle import Refused
 from . import sockets, sysctl
 from .filter import NFTABLES, PacketFilter, Transaction, opened
@@ -144,7 +144,8 @@ class Kernel:
         refused = self._links(todo.close, actual) if todo.close else []
         haunted = self._end_old_flows(todo.filter, actual)
         refused += haunted.values()
-        refused += self._filter([op for op in todo.filter if id(op) not in haunted], actual)
+        fresh, rest = _fresh_intervals([op for op in todo.filter if id(op) not in haunted])
+        refused += self._filter(fresh, actual) + self._filter(rest, actual)
         if todo.open:
             refused += self._open(todo, actual, refused)
             self._leave_parking(before, actual)
@@ -286,6 +287,18 @@ def _fresh(op: Admit, actual: Actual) -> Admit | None:
     addresses = tuple(a for a in op.addresses if a not in tap.addresses)
     prefixes = tuple(p for p in op.prefixes if p not in tap.prefixes)
     return op._replace(addresses=addresses, prefixes=prefixes) if addresses or prefixes else None
+
+
+def _fresh_intervals(ops: list[Grow]) -> tuple[list[Grow], list[Grow]]:
+    """New sets of prefixes go before the rest, which asks them: within one transaction Linux switches rules first and
+    then, one by one, what sets of intervals hold (pipapo always, rbtree since 6.18). "In none of them" would hold."""
+    names = {op.name for op in ops if isinstance(op, AddSet) and op.spec.kind in (SetKind.NET4, SetKind.NET6)}
+    if not names:
+        return [], ops
+    parts: tuple[list[Grow], list[Grow]] = [], []
+    for op in ops:
+        parts[not (isinstance(op, AddSet | AddMembers) and op.name in names)].append(op)
+    return parts
 
 
 def _is_parked(group: int) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -27,6 +28,7 @@ from slash32.wire import Failure
 _ROOM = 8 << 20  # bytes of a socket's buffer
 _RCVBUFFORCE, _SOL_PACKET, _IGNORE_OUTGOING, _IPV6_HDRINCL = 33, 263, 23, 36
 _HEARD = (1, 6, 17, 132, 136, *BARE)  # protocols by which h1 itself is spoken to
+_DROPPED = (errno.EPERM, errno.ENETUNREACH, errno.EHOSTUNREACH)  # by the packet filter; no way there
 _MARK = b"s32!"
 
 
@@ -110,6 +112,14 @@ class Fabric:
         self._settled(asked, self.settler.settle(dirty))
         run("conntrack", "-F")
 
+    def begin_again(self) -> None:
+        """hostd was killed, and is started with what it had on its disk."""
+        self.fleet.calc = self.fleet.fresh()
+        self.settler = self.settler_of(self.fleet)
+        failures = self.settler.resync()
+        if failures:
+            raise Unsettled(f"{self.kind} refuses {failures}")
+
     def _settled(self, asked: Case, failures: Sequence[Failure]) -> None:
         if failures:
             raise Unsettled(f"seed {asked.seed}: {self.kind} refuses {failures}")
@@ -187,11 +197,14 @@ class _Own:
         self._six.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
 
     def say(self, packet: bytes) -> None:
-        with contextlib.suppress(PermissionError):  # so it says that the packet filter dropped it
+        try:
             if packet[0] >> 4 == 4:
                 self._four.sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
             else:
                 self._six.sendto(packet, (socket.inet_ntop(socket.AF_INET6, packet[24:40]), 0))
+        except OSError as error:
+            if error.errno not in _DROPPED:
+                raise
 
     def heard(self) -> Iterator[bytes]:
         for one in self._heard:

@@ -13,12 +13,12 @@ from slash32.policy import HostEndpoint
 from slash32.verdict import World
 
 
-def changed(world: World, chance: random.Random, most: int = 4) -> World:
+def changed(world: World, chance: random.Random, least: int = 1, most: int = 4) -> World:
     """Never the same world."""
     edits = _Edits(chance)
     while True:
         after = world
-        for _ in range(chance.randint(1, most)):
+        for _ in range(chance.randint(least, most)):
             after = chance.choice(edits.every)(after)
         if after != world:
             return after

@@ -116,7 +116,7 @@ def case(seed: int) -> Case:
 def case_of(seed: int, world: World, chance: random.Random) -> Case | None:
     """None: of this world's packets too many, or too few, are allowed."""
     model = Model(world)
-    shots = _chosen(chance, [model.judged(shot) for shot in _at_once(_Aim(chance, model).shots())])
+    shots = _chosen(chance, [model.judged(shot) for shot in once(Aim(chance, model).shots())])
     made = Case(seed, world, shots)
     return made if len(shots) == PACKETS and WELL[0] <= made.allowed <= WELL[1] else None
 
@@ -138,7 +138,7 @@ def _chosen(chance: random.Random, pool: list[Shot]) -> list[Shot]:
     return found
 
 
-def _at_once(shots: Iterable[Shot]) -> list[Shot]:
+def once(shots: Iterable[Shot]) -> list[Shot]:
     """No flow twice, in no direction: conntrack would take the second for the first, or its answer."""
     found: dict[object, Shot] = {}
     for shot in shots:
@@ -157,7 +157,7 @@ def _pairs(sources: list[Spot], destinations: list[Spot]) -> bool:
     return any(_is_pair(one, other) for one in sources for other in destinations)
 
 
-class _Aim:
+class Aim:
     """Packets at random, and such as some rule asks for, or just does not."""
 
     def __init__(self, chance: random.Random, model: Model) -> None:
@@ -171,6 +171,8 @@ class _Aim:
             self.spots[version] = spoken, spoken
 
     def shots(self) -> Iterator[Shot]:
+        if not any(_pairs(*ends) for ends in self.spots.values()):
+            return  # nobody is there
         for _ in range(POOL):
             yield self.shot(Rule(Action.ALLOW), self.spots)
         for item in (*self.world.policies, *self.world.profiles):
@@ -209,7 +211,7 @@ class _Aim:
                 self.port(rule.destination, self.chance.choice(PORTS)),
             )
         elif protocol in KINDS:
-            asked = rule.icmp or rule.not_icmp
+            asked = (rule.icmp or rule.not_icmp) if rule.protocol == protocol else None
             kind = asked.type if asked and self.chance.random() < 0.8 else self.chance.choice(KINDS[protocol])
             icmp = Icmp(kind, self.chance.choice((0, 0, 1)))
         out, into = (spot.where if spot.where in (UP0, UP1) else None for spot in (destination, source))
