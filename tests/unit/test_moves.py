@@ -1,6 +1,7 @@
 # How taps come from one class to another: which device groups are turned, which taps are parked, and who is not moved.
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,14 @@ import pytest
 from hostd.desired import Actual, Admitted, ClassChains, Tap
 from hostd.forwarding import SetGroup
 from hostd.moves import PARKED, parking, turned
-from hostd.settle import Settler
+from hostd.plan import AddMembers, AddSet, FilterOp, PutChain
+from hostd.ruleset import SetKind
+from hostd.settle import Refused, Settler
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
-from slash32.net import parse_address
+from slash32.net import parse_address, parse_prefix
 from slash32.pack import AddressSet, Kind, ObjectKey
-from slash32.policy import Action, Direction, Policy, Rule
+from slash32.policy import Action, Direction, Peer, Policy, Rule
 from tests.fake_kernel import FakeKernel
 from tests.scenes import Commit, Run, key
 from tests.unit.test_settle import BASE, TAP, Host
@@ -87,3 +90,26 @@ def test_one_found_parked_is_brought_to_its_class() -> None:
     again = Settler(FakeKernel(host.model), host.scene.calc, host.settler.limits, ("vnet",))
     again.resync()
     assert host.model.links[TAP].group == BASE + 1 and not again.failures()
+
+
+def test_new_sets_of_prefixes_go_before_the_rules_that_ask_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they are empty for a moment, and "in none of them" holds."""
+    host, batches = Host(), list[list[object]]()
+    real = FakeKernel._filter
+
+    def spied(self: FakeKernel, ops: Sequence[FilterOp], actual: Actual) -> list[Refused]:
+        batches.append([*ops])
+        return real(self, ops, actual)
+
+    monkeypatch.setattr(FakeKernel, "_filter", spied)
+    rule = Rule(Action.ALLOW, source=Peer(not_selector="has(env)"))
+    host.scene.take(Commit((
+        (ObjectKey(Kind.SET, "has(env)"), AddressSet({parse_address("10.65.0.3")}, {parse_prefix("10.66.0.0/24")})),
+        (ObjectKey(Kind.POLICY, "web"), Policy("web", "all()", (Direction.INGRESS,), ingress=(rule,))),
+    )))  # fmt: skip
+    host.settle()
+    assert host.whole()
+    first = [at for at, ops in enumerate(batches) for op in ops if isinstance(op, AddSet | AddMembers)
+             and op.spec.kind is SetKind.NET4]  # fmt: skip
+    asking = [at for at, ops in enumerate(batches) for op in ops if isinstance(op, PutChain)]
+    assert len(first) == 2 and asking and max(first) < min(asking)
