@@ -151,8 +151,9 @@ class Flood:
             os._exit(0)
 
     def _run(self) -> None:
+        parent = os.getppid()
         for number in itertools.count():
-            if self._stop[0]:
+            if self._stop[0] or os.getppid() != parent:
                 return
             self._here.send(number.to_bytes(4, "big"))
             until = time.perf_counter() + 2e-5

@@ -281,7 +281,7 @@ def test_upgrade(rack: Rack, node: Node, before: dict[str, str], newer: list[Pat
         access.guest_run(node, "a1", ["sh", "-c", "kill -TERM $(pidof stream)"])
         said = flow.result()
     sent, echoed = (int(said.split(f"{word} ")[1].split()[0]) for word in ("sent", "echoed"))
-    assert "broken no" in said and sent == echoed > 500, said
+    assert "broken no" in said and sent == echoed > 100, said  # how many depends on how long an upgrade takes
     said = ping.communicate()[0]
     assert " 0% packet loss" in said, said
     assert int(said.split(" packets transmitted")[0].split()[-1]) > 20
