@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -69,7 +70,7 @@ def test_hostd_toml_shows_the_defaults() -> None:
 def test_dispatcher_toml_shows_the_defaults(tmp_path: Path) -> None:
     raw = settings("dispatcher.toml")
     file = tmp_path / "dispatcher.toml"
-    file.write_text("".join(f'{key} = "{value}"\n' for key, value in raw.items()))
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in raw.items()))
     assert dispatcher.load(file) == dispatcher.Config()
     assert set(raw) == set(dispatcher.Config.__dataclass_fields__)
 
