@@ -1,9 +1,9 @@
-# Owns: what a dispatcher measures and what it says of its health. Pure: reads the core, between two messages. `Counts` is
-# what others count as it happens; all else is looked up when it is asked for. docs/monitoring.md says what each means.
+# Owns: what a dispatcher measures and what it says of its health. Pure: reads the core, between two messages.
+# `Counts` is what others count as it happens; all else is looked up when it is asked for: docs/monitoring.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ LAG = Family(
 
 COMMITS = Family("slash32_dispatcher_commits_total", _C, "Commits of this dispatcher.")
 COMMIT_TIME = Family("slash32_dispatcher_commit_duration_seconds", _H, "From a decision to its being durable.")
-CONFLICTS = Family("slash32_dispatcher_store_conflicts_total", _C, "Proposals that another dispatcher's commit came before.")
+CONFLICTS = Family("slash32_dispatcher_store_conflicts_total", _C, "Proposals that another dispatcher's came before.")
 FAILURES = Family("slash32_dispatcher_store_failures_total", _C, "Proposals that the store did not take.")
 QUEUE = Family("slash32_dispatcher_queue_length", _G, "Inputs that wait to be decided and committed.")
 LIVE_TIME = Family(
@@ -42,8 +42,8 @@ LIVE_TIME = Family(
 )  # fmt: skip
 ACKS = Family("slash32_dispatcher_acknowledgements_total", _C, "Acknowledgements of hosts.")
 DELIVERIES = Family("slash32_dispatcher_deliveries_total", _C, "Messages sent to hosts.")
-DELIVERED = Family("slash32_dispatcher_delivered_bytes_total", _C, "Bytes of messages sent to hosts, before encryption.")
-BLOCKED = Family("slash32_dispatcher_window_blocked_hosts", _G, "Hosts for which something waits until they acknowledge.")
+DELIVERED = Family("slash32_dispatcher_delivered_bytes_total", _C, "Bytes sent to hosts, before encryption.")
+BLOCKED = Family("slash32_dispatcher_window_blocked_hosts", _G, "Hosts for which changes wait until they acknowledge.")
 CLAIMS = Family("slash32_dispatcher_claims_total", _C, "Claims of hosts: granted or refused.", ("result",))
 HANDSHAKES = Family("slash32_dispatcher_handshakes_refused_total", _C, "Connections refused for their key.")
 BUSY = Family("slash32_dispatcher_loop_busy_seconds_total", _C, "Time in which the core's thread did not wait.")
@@ -102,7 +102,15 @@ def _fleet(core: Core, now: float) -> Iterator[Sampled]:
     yield RESOURCES.by({kind: len(found) for kind, found in core.ledger.resources().items()})
     yield ALARMS.of(sum(map(len, core.alarms.values())))
     yield IN_SYNC.by({name: int(has) for name, has in in_sync.items()})
-    yield LAG.by({name: core.lag(name, now) for name in core.connected})
+    lags = {name: lag_seconds(core, name, now) for name in core.connected}
+    yield LAG.by({name: lag for name, lag in lags.items() if lag is not None})
+
+
+def lag_seconds(core: Core, name: str, now: float) -> float | None:
+    """Age of the oldest commit that a connected host has not acknowledged. None: of before it connected, or too old."""
+    oldest = core.fanout.publishers[name].unsettled
+    milliseconds = 0.0 if oldest is None else core.commits.milliseconds(oldest, now)
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _work(core: Core) -> Iterator[Sampled]:

@@ -90,7 +90,7 @@ def _histogram(name: str, given: list[str], histogram: Histogram) -> Iterator[st
     count = 0
     for bound, found in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
         count += found
-        yield f"{name}_bucket{_braced([*given, f'le="{_number(bound)}"'])} {count}"
+        yield f"{name}_bucket{_braced([*given, 'le=' + chr(34) + _number(bound) + chr(34)])} {count}"
     yield f"{name}_sum{_braced(given)} {_number(histogram.total)}"
     yield f"{name}_count{_braced(given)} {count}"
 
@@ -104,12 +104,12 @@ def _escaped(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return repr(value) if isinstance(value, int) or value != int(value) else str(int(value))
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if value == int(value) else repr(value)
 
 
-# --- what every daemon says of itself ----------------------------------------------------------------------------------
+# --- what every daemon says of itself -------------------------------------------------------------------------------
 
 BUILD = Family("slash32_build_info", Kind.GAUGE, "Always 1: which daemon, which version.", ("daemon", "version"))
 MEMORY = Family("slash32_process_resident_memory_bytes", Kind.GAUGE, "Memory of the process that is in RAM.")
