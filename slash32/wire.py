@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgpack
@@ -21,13 +22,16 @@ __all__ = [
     "Snapshot", "Tag", "WireError",
 ]  # fmt: skip
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME = 8 << 20  # bytes; MAXMSGSIZE on both sides
 MAX_MESSAGE = 256 << 20
 MAX_REPORT = 10_000  # endpoints of one host
 CHUNK = 50_000  # members in one change: a bigger set travels as a Put and Members that follow it
 INLINE = 16 << 10  # changes up to this many bytes share a frame
 _TEXT = 300  # characters of a message for people
+ABOUT = ("version", "filter")  # what a Hello tells of its host; other words are passed over
+_WORDS, _WORD = 32, 64  # words about a host, characters of each
+AWAY = "go to another dispatcher: "  # how a Refused begins that is no alarm: this dispatcher sends all its hosts away
 MAX_QUESTION = 4096  # characters
 MAX_ANSWER = 1 << 20  # bytes of ASCII
 
@@ -81,8 +85,8 @@ class Refusal(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Opens a session: what the host holds (epoch "" when nothing), its next-hop addresses, and what it takes for its
-    name (the key says which host it is; "" is not compared)."""
+    """Opens a session: what the host holds (epoch "" when nothing), its next-hop addresses, what it takes for its
+    name (the key says which host it is; "" is not compared), and words about it (ABOUT)."""
 
     epoch: str
     revision: int
@@ -90,6 +94,7 @@ class Hello(NamedTuple):
     addresses: tuple[Address, ...] = ()
     protocol: int = PROTOCOL
     name: str = ""
+    about: Mapping[str, str] = MappingProxyType({})
 
 
 class Report(NamedTuple):
@@ -331,8 +336,9 @@ def decode_changes(data: bytes) -> tuple[Change, ...]:
 
 def encode_to_dispatcher(message: FromHost) -> bytes:
     match message:
-        case Hello(epoch, revision, digest, addresses, protocol, name):
-            return packb([Tag.HELLO, protocol, epoch, revision, digest, list(addresses), name])
+        case Hello(epoch, revision, digest, addresses, protocol, name, about):
+            words = {word: value[:_WORD] for word, value in about.items()}
+            return packb([Tag.HELLO, protocol, epoch, revision, digest, list(addresses), name, words])
         case Report(seq, endpoints):
             return packb([Tag.REPORT, seq, [pack.pack_endpoint(e) for e in endpoints]])
         case Claim(seq, endpoint):
@@ -394,12 +400,23 @@ def decode_from_host(frame: bytes) -> FromHost:
 def _hello(protocol: int, fields: list[Any]) -> Hello:
     if protocol != PROTOCOL:
         raise WireError(f"hello: protocol {protocol} is not spoken here, only {PROTOCOL}: upgrade the older side")
-    if len(fields) != 5:
-        raise WireError("hello: not seven fields")
-    epoch, revision, digest, addresses, name = fields
+    if len(fields) != 6:
+        raise WireError("hello: not eight fields")
+    epoch, revision, digest, addresses, name, about = fields
     found = tuple(pack.address(a, "hello.addresses") for a in pack.array(addresses, "hello.addresses", 2))
     return Hello(pack.text(epoch, "epoch", 64), pack.integer(revision, "revision"),
-                 pack.integer(digest, "digest"), found, name=pack.text(name, "hello.name", 256))  # fmt: skip
+                 pack.integer(digest, "digest"), found, name=pack.text(name, "hello.name", 256),
+                 about=_about(about))  # fmt: skip
+
+
+def _about(raw: Any) -> Mapping[str, str]:
+    if not isinstance(raw, dict) or len(raw) > _WORDS:
+        raise WireError(f"hello.about: {pack.shown(raw)} is not a map of at most {_WORDS} words")
+    found = {word: pack.text(raw[word], f"hello.about.{word}", _WORD) for word in ABOUT if word in raw}
+    for word, value in found.items():
+        if not value.isprintable():
+            raise WireError(f"hello.about.{word}: {pack.shown(value)} is not printable")
+    return found
 
 
 def _failure(raw: Any) -> Failure:

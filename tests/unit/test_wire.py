@@ -84,7 +84,9 @@ CHANGES = (
 )
 
 FROM_HOST = (
-    Hello("abc", 7, 2**64 - 1, (parse_address("192.0.2.1"), parse_address("fd00::1")), name="h1"),
+    Hello("abc", 7, 2**64 - 1, (parse_address("192.0.2.1"), parse_address("fd00::1")), name="h1",
+          about={"version": "0.2.0", "filter": "nftables"}),
+    Hello("abc", 7, 1),
     Report(1, (FULL, Endpoint(KEY, "x", {}))),
     Claim(2, FULL),
     Release(3, KEY),
@@ -144,6 +146,16 @@ def _altered(message: wire.FromHost, *path: int | str, to: object) -> bytes:
 
 
 CLAIM = Claim(2, FULL)
+packb = msgpack.packb
+
+
+def test_words_about_a_host() -> None:
+    """What is not known is passed over, whatever it is; what is too long is cut before it is sent."""
+    frame = _altered(Hello("e", 1, 2), 7, to={"version": "1", "colour": [1, {}], "filter": "iptables"})
+    found = wire.decode_from_host(frame)
+    assert isinstance(found, Hello) and found.about == {"version": "1", "filter": "iptables"}
+    found = wire.decode_from_host(wire.encode_to_dispatcher(Hello("e", 1, 2, about={"version": "v" * 1000})))
+    assert isinstance(found, Hello) and found.about == {"version": "v" * 64}
 
 
 @pytest.mark.parametrize(
@@ -165,8 +177,14 @@ CLAIM = Claim(2, FULL)
         (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x01\x08"]), "prefixes"),
         (_altered(CLAIM, 2, 7, to=[b"\x0a\x00\x00\x00\x21"]), "prefixes"),
         (_altered(CLAIM, 2, to=[]), "endpoint"),
-        (_altered(Hello("e", 1, 2), 1, to=1), "protocol 1 is not spoken here, only 2: upgrade"),
+        (_altered(Hello("e", 1, 2), 1, to=1), "protocol 1 is not spoken here, only 3: upgrade"),
         (_altered(Hello("e", 1, 2, name="h1"), 6, to=7), "hello.name"),
+        (_altered(Hello("e", 1, 2), 7, to="x"), "hello.about"),
+        (_altered(Hello("e", 1, 2), 7, to=dict.fromkeys(map(str, range(33)), "x")), "hello.about"),
+        (_altered(Hello("e", 1, 2), 7, to={"version": 1}), "hello.about.version"),
+        (_altered(Hello("e", 1, 2), 7, to={"version": "x" * 65}), "hello.about.version: 65 characters"),
+        (_altered(Hello("e", 1, 2), 7, to={"filter": "a\nb"}), "hello.about.filter"),
+        (packb([1, 3, "e", 1, 2, [], "h1"]), "not eight fields"),
         (_altered(Ack(1), 0, to=99), "unknown form"),
         (wire.encode_to_dispatcher(Ping()) * 2, "more than one part"),
         (b"", "cut short"),
