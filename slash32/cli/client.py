@@ -1,16 +1,19 @@
-# Owns: the CLI's side of the operators' API: HTTP + JSON over the dispatcher's Unix socket. Every failure is one line.
+# Owns: the CLI's side of the operators' API: HTTP + JSON, to wherever place.py says. Every failure is one line.
 from __future__ import annotations
 
 import http.client
 import json
-import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote as url_quote
 
 from slash32.errors import Slash32Error, printable, quoted, visible
 
+from .place import Connection, Place, PlaceError, UnixPlace
+
 Json = dict[str, Any]
+Response = http.client.HTTPResponse
 MAX_ANSWER = 256 * 1024 * 1024
 
 
@@ -24,59 +27,90 @@ class CallError(Slash32Error):
 
 
 class Client:
-    def __init__(self, path: str, timeout: float = 30.0) -> None:
-        self.path = path
+    def __init__(self, where: str | Callable[[], Place], timeout: float = 30.0) -> None:
+        """`where`: the path of a Unix socket, or what is called once somebody asks: many commands ask nobody."""
+        self._where = where
         self.timeout = timeout
 
-    def get(self, *parts: str, wait: float = 0.0, query: str = "") -> Json:
-        return self._call("GET", _url(parts, query), None, wait)
+    @cached_property
+    def place(self) -> Place:
+        return UnixPlace(self._where) if isinstance(self._where, str) else self._where()
 
-    def items(self, *parts: str) -> list[Json]:
-        found = self.get(*parts).get("items")
+    def get(self, *parts: str, wait: float = 0.0, query: str = "") -> Json:
+        return self._answer(*self._call("GET", _url(parts, query), None, wait))
+
+    def items(self, *parts: str, query: str = "") -> list[Json]:
+        found = self.get(*parts, query=query).get("items")
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise CallError([f"{self._where()}: answered {'/'.join(parts)} without a list of items"])
+            raise CallError([f"{self.place}: answered {'/'.join(parts)} without a list of items"])
         return found
 
-    def post(self, *parts: str, body: Mapping[str, object], query: str = "") -> Json:
-        return self._call("POST", _url(parts, query), body, 0.0)
+    def content(self, *parts: str, wait: float) -> bytes:
+        """As it came."""
+        status, content = self._call("GET", _url(parts, ""), None, wait)
+        if not 200 <= status < 300:
+            self._answer(status, content)
+        return content
+
+    def post(self, *parts: str, body: Mapping[str, object] | bytes, query: str = "", wait: float = 0.0) -> Json:
+        """`body`: plain data, or JSON that is made already."""
+        payload = body if isinstance(body, bytes) else json.dumps(body, allow_nan=False).encode()
+        return self._answer(*self._call("POST", _url(parts, query), payload, wait))
 
     def delete(self, *parts: str) -> Json:
-        return self._call("DELETE", _url(parts, ""), None, 0.0)
+        return self._answer(*self._call("DELETE", _url(parts, ""), None, 0.0))
 
-    def _call(self, method: str, url: str, body: Mapping[str, object] | None, wait: float) -> Json:
-        connection = _UnixConnection(self.path, self.timeout + wait)
+    def open(self, *parts: str, query: str, headers: Mapping[str, str], silence: float) -> Response:
+        """An answer that goes on: whoever asked reads it, and closes it. `silence`: seconds to wait for more of it."""
+        every = self._headers()
+        connection = self._connect()
         try:
-            self._connect(connection)
-            try:
-                payload = None if body is None else json.dumps(body, allow_nan=False).encode()
-                connection.request(method, url, payload, {"Content-Type": "application/json"} if payload else {})
-                response = connection.getresponse()
-                status, content = response.status, response.read(MAX_ANSWER)
-                if response.length:  # what is still missing
-                    raise http.client.IncompleteRead(content, response.length)
-            except (OSError, http.client.HTTPException) as error:
-                unknown = "" if method == "GET" else "; it may have done it or not: run this again"
-                raise CallError([f"{self._where()}: {self._lost(error, wait)}{unknown}"]) from None
-            return self._answer(status, content)
+            connection.sock.settimeout(silence)
+            connection.request("GET", _url(parts, query), headers={**every, **headers, "Connection": "close"})
+            response = connection.getresponse()
+            if response.status != 200:
+                self._answer(response.status, response.read(MAX_ANSWER))
+                raise CallError([f"{self.place}: answered {response.status} in place of events"], response.status)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise CallError([f"{self.place}: {self.lost(error)}"]) from None
+        except CallError:
+            connection.close()
+            raise
+        if connection.sock is not None:
+            connection.sock.close()  # once the response, which still reads from it, is closed
+        return response
+
+    def _call(self, method: str, url: str, payload: bytes | None, wait: float) -> tuple[int, bytes]:
+        headers = {**self._headers(), **({"Content-Type": "application/json"} if payload else {})}
+        connection = self._connect()
+        try:
+            connection.sock.settimeout(self.timeout + wait)
+            connection.request(method, url, payload, headers)
+            response = connection.getresponse()
+            status, content = response.status, response.read(MAX_ANSWER)
+            if response.length:  # what is still missing
+                raise http.client.IncompleteRead(content, response.length)
+        except (OSError, http.client.HTTPException) as error:
+            unknown = "" if method == "GET" else "; it may have done it or not: run this again"
+            raise CallError([f"{self.place}: {self.lost(error, wait)}{unknown}"]) from None
         finally:
             connection.close()
+        return status, content
 
-    def _connect(self, connection: _UnixConnection) -> None:
+    def _headers(self) -> dict[str, str]:
         try:
-            connection.connect()
-        except FileNotFoundError:
-            why = f"there is no such socket; {_HINT}" if self.path else "give the path of a socket"
-        except ConnectionRefusedError:
-            why = f"nobody listens there; {_HINT}"
-        except PermissionError:
-            why = "permission denied; run this as root, or join group slash32"
-        except OSError as error:
-            why = printable(error.strerror or str(error))
-        else:
-            return
-        raise CallError([f"{self._where()}: {why}"])
+            return self.place.headers()
+        except PlaceError as error:
+            raise CallError([str(error)]) from None
 
-    def _lost(self, error: Exception, wait: float) -> str:
+    def _connect(self) -> Connection:
+        try:
+            return self.place.connect(self.timeout)
+        except PlaceError as error:
+            raise CallError([f"{self.place}: {error}"]) from None
+
+    def lost(self, error: Exception, wait: float = 0.0) -> str:
         if isinstance(error, TimeoutError):
             return f"no answer for {self.timeout + wait:.0f} s"
         if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead | ConnectionError):
@@ -91,31 +125,12 @@ class Client:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise CallError([f"{self._where()}: answered {status} with something that is not JSON"], status)
+            raise CallError([f"{self.place}: answered {status} with something that is not JSON"], status)
         if 200 <= status < 300:
             return answer
         errors = answer.get("errors")
         lines = [visible(str(line)) for line in errors] if isinstance(errors, list) and errors else []
-        raise CallError(lines or [f"{self._where()}: answered {status} and no reason"], status)
-
-    def _where(self) -> str:
-        return f"the dispatcher at {quoted(self.path)}"
-
-
-_HINT = "is slash32-dispatcher running here? (another socket: --socket or SLASH32_SOCKET)"
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        if not self._path:
-            raise FileNotFoundError
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        raise CallError(lines or [f"{self.place}: answered {status} and no reason"], status)
 
 
 def _url(parts: tuple[str, ...], query: str) -> str:

@@ -7,21 +7,25 @@ import re
 from collections.abc import Callable, Sequence
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
 import slash32
 from slash32.errors import Slash32Error, printable, visible
-from slash32.resources import KINDS
 
-from . import show, text
+from . import completing, show, text
+from .backup import backup, restore
 from .client import CallError, Client
 from .diff import diff
+from .dispatchers import dispatcher, store
 from .explain import explain
 from .files import DOMAINS, RESOURCES, Checked, check, check_text, duplicates, expand, is_xml
+from .host import host
+from .place import PORT, SOCKET, place_of
 from .schema import schema
 from .waiting import Outcome, follow, terminal_progress
+from .watch import audit, watch
 
-SOCKET = "/run/slash32-dispatcher/api.sock"
 CODES = "Exit codes: 0 done, 1 refused or failed, 2 usage."
 FILE_HELP = "A file, a directory, or - (standard input)."
 OUTPUT = click.option(
@@ -65,28 +69,11 @@ def with_files(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _kinds(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
-    words = [kind.plural for kind in KINDS.values()]
-    words = words if context.command.name == "delete" else ["endpoints", *words]
-    words += [kind.short[0] for kind in KINDS.values() if kind.short]
-    return [word for word in words if word.startswith(typed)]
-
-
-def _names(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
-    """What the dispatcher knows of the kind that stands before; nothing where it does not answer."""
-    before = context.params.get("kind") or (context.params.get("target") or ("hosts",))[0]
-    client = Client(context.find_root().params.get("socket") or SOCKET, timeout=2.0)
-    try:
-        return [name for name in show.names(client, show.kind_word(before)) if name.startswith(typed)]
-    except (Slash32Error, click.UsageError):
-        return []
-
-
-def _target(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
-    return (_names if context.params.get("target") else _kinds)(context, parameter, typed)
-
-
-KIND = click.argument("kind", shell_complete=_kinds)
+WAIT = click.option("--wait", is_flag=True, help="Return when every host has it in its kernel.")
+TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(0, 86400), metavar="SECONDS", help="For --wait: give up after that. Default: 60."
+)
+KIND = click.argument("kind", shell_complete=completing.kinds)
 
 
 @click.group(
@@ -94,17 +81,18 @@ KIND = click.argument("kind", shell_complete=_kinds)
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option("--socket", envvar="SLASH32_SOCKET", metavar="PATH", help=f"The dispatcher's socket. [default: {SOCKET}]")
 @click.option(
-    "--socket",
-    envvar="SLASH32_SOCKET",
-    default=SOCKET,
-    show_default=True,
-    metavar="PATH",
-    help="The dispatcher's socket; also SLASH32_SOCKET in the environment.",
+    "--server",
+    envvar="SLASH32_SERVER",
+    metavar="https://HOST:PORT",
+    help=f"In place of --socket: a dispatcher elsewhere. [default port: {PORT}]",
 )
+@click.option("--token-file", envvar="SLASH32_TOKEN_FILE", metavar="FILE", help="The token for --server; mode 0600.")
+@click.option("--ca", envvar="SLASH32_CA", metavar="FILE", help="Who signed --server's certificate, in PEM.")
 @click.version_option(slash32.__version__, message="slash32 %(version)s")
 @click.pass_context
-def cli(context: click.Context, socket: str) -> None:
+def cli(context: click.Context, **options: str | None) -> None:
     """Policy for the guests of a fleet of libvirt hosts.
 
     \b
@@ -115,21 +103,22 @@ def cli(context: click.Context, socket: str) -> None:
       slash32 diff -f policy.yaml                  what would change, and who could speak to whom then?
       slash32 apply -f policy.yaml --wait          change it; returns when it is in every kernel
       slash32 describe endpoint web1               which policies apply to a guest
-      slash32 get gnp -o yaml > backup.yaml        all policies, ready to be applied again
+      slash32 host add h1 --key 'PUBLIC-KEY'       let a hypervisor connect
+      slash32 get gnp -o yaml > policies.yaml      all policies, ready to be applied again
 
     Kinds: {kinds}.
+    SLASH32_SOCKET, SLASH32_SERVER, SLASH32_TOKEN_FILE and SLASH32_CA in the environment are like the options.
     """
-    context.obj = Client(socket)
+    typed = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    context.obj = Client(lambda: place_of(options, typed))
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 @cli.command(short_help="Create or change resources: all of them, or none.")
 @with_files
-@click.option("--wait", is_flag=True, help="Return when every host has it in its kernel.")
-@click.option(
-    "--timeout", type=click.FloatRange(0, 86400), metavar="SECONDS", help="For --wait: give up after that. Default: 60."
-)
+@WAIT
+@TIMEOUT
 @click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
 @click.pass_obj
 def apply(client: Client, names: list[str], wait: bool, timeout: float | None, dry_run: bool) -> None:
@@ -146,8 +135,7 @@ def apply(client: Client, names: list[str], wait: bool, timeout: float | None, d
     """
     if wait and dry_run:
         raise click.UsageError("--wait has nothing to wait for with --dry-run")
-    if timeout is not None and (not wait or math.isnan(timeout)):
-        raise click.UsageError("--timeout is a number of seconds for --wait")
+    seconds = _seconds(wait, timeout)
     found = check(names)
     if found.errors:
         raise _nothing(found.errors, "applied")
@@ -160,9 +148,15 @@ def apply(client: Client, names: list[str], wait: bool, timeout: float | None, d
         note = " (dry run)" if dry_run else ""
         click.echo(printable(f"{change['kind']} {change['name']} {change['change']}{note}"))
     if wait:
-        _follow(client, int(answer["revision"]), 60.0 if timeout is None else timeout)
+        _follow(client, int(answer["revision"]), seconds)
     elif not dry_run:
         click.echo(f"revision {answer['revision']}")
+
+
+def _seconds(wait: bool, timeout: float | None) -> float:
+    if timeout is not None and (not wait or math.isnan(timeout)):
+        raise click.UsageError("--timeout is a number of seconds for --wait")
+    return 60.0 if timeout is None else timeout
 
 
 def _follow(client: Client, revision: int, timeout: float) -> None:
@@ -181,7 +175,7 @@ def _follow(client: Client, revision: int, timeout: float) -> None:
 
 @cli.command(short_help="List resources, or one of them.")
 @KIND
-@click.argument("name", required=False, shell_complete=_names)
+@click.argument("name", required=False, shell_complete=completing.names)
 @OUTPUT
 @click.pass_obj
 def get(client: Client, kind: str, name: str | None, output: str) -> None:
@@ -192,16 +186,17 @@ def get(client: Client, kind: str, name: str | None, output: str) -> None:
       slash32 get endpoints
       slash32 get hosts -o wide
       slash32 get gnp allow-web -o yaml
+      slash32 get dispatchers
 
-    KIND: {kinds}. An endpoint's NAME is its domain, uuid, MAC or
-    address. Yaml and json of resources can be applied again.
+    KIND: {kinds}, and dispatchers. An endpoint's NAME is its domain,
+    uuid, MAC or address. Yaml and json of resources can be applied again; how hosts are, as json: status -o json.
     """
-    click.echo(show.get(client, show.kind_word(kind), name, output))
+    click.echo(show.get(client, show.kind_word(kind, listed=True), name, output))
 
 
 @cli.command(short_help="Everything about one resource.")
 @KIND
-@click.argument("name", shell_complete=_names)
+@click.argument("name", shell_complete=completing.names)
 @click.pass_obj
 def describe(client: Client, kind: str, name: str) -> None:
     """Everything about one resource: for a guest, which policies apply; for a policy, to which guests.
@@ -216,19 +211,22 @@ def describe(client: Client, kind: str, name: str) -> None:
 
 
 @cli.command(short_help="Delete resources.")
-@click.argument("target", nargs=-1, metavar="[KIND NAME | FILE...]", shell_complete=_target)
+@click.argument("target", nargs=-1, metavar="[KIND NAME | FILE...]", shell_complete=completing.target)
 @click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Delete what these name.", type=click.Path())
+@WAIT
+@TIMEOUT
 @click.pass_obj
-def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...]) -> None:
+def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...], wait: bool, timeout: float | None) -> None:
     """Delete a resource, or all that the given files name.
 
     \b
     Examples:
       slash32 delete gnp allow-web
-      slash32 delete -f policy.yaml
+      slash32 delete -f policy.yaml --wait
 
     Endpoints come from the hosts' libvirt and cannot be deleted here.
     """
+    seconds = _seconds(wait, timeout)
     if files:
         found = check([*files, *target])
         if found.errors:
@@ -240,11 +238,15 @@ def delete(client: Client, target: tuple[str, ...], files: tuple[str, ...]) -> N
         raise click.UsageError("give KIND and NAME, or -f FILE")
     if wanted[0][0] == "Endpoint":
         raise click.UsageError("an endpoint goes when its guest stops or loses its tag (virsh metadata)")
-    _delete(client, wanted)
+    revision = _delete(client, wanted)
+    if wait:
+        _follow(client, revision, seconds)
 
 
-def _delete(client: Client, wanted: Sequence[tuple[str, str]]) -> None:
+def _delete(client: Client, wanted: Sequence[tuple[str, str]]) -> int:
+    """The last revision."""
     errors: list[str] = []
+    revision = 0
     for kind, name in sorted(wanted, key=lambda one: one[0] == "Tier"):  # after the policies that name it
         try:
             answer = client.delete("resources", kind, name)
@@ -253,9 +255,11 @@ def _delete(client: Client, wanted: Sequence[tuple[str, str]]) -> None:
                 raise
             errors += error.lines
         else:
-            click.echo(printable(f"{kind} {name} deleted (revision {answer.get('revision')})"))
+            revision = show.revision_of(answer)
+            click.echo(printable(f"{kind} {name} deleted (revision {revision})"))
     if errors:
         raise Failed(errors)
+    return revision
 
 
 @cli.command(short_help="Is everything connected and in sync?")
@@ -321,7 +325,7 @@ def _validate_domain(name: str, xml: bytes) -> list[str]:
 
 
 @cli.command(short_help="Let hosts take this dispatcher's state.")
-@click.argument("hosts", nargs=-1, metavar="[HOST]...", shell_complete=_names)
+@click.argument("hosts", nargs=-1, metavar="[HOST]...", shell_complete=completing.names)
 @click.option("--all", "everyone", is_flag=True, help="Every host that waits.")
 @click.pass_obj
 def adopt(client: Client, hosts: tuple[str, ...], everyone: bool) -> None:
@@ -361,9 +365,14 @@ def completion(shell: str) -> None:
     click.echo(script.source_template % script.source_vars())  # .source() would run the shell to learn its version
 
 
-cli.add_command(diff)
-cli.add_command(explain)
-cli.add_command(schema)
-for _command in (cli, *cli.commands.values()):
-    _command.epilog = CODES
-    _command.help = (_command.help or "").replace("{kinds}", show.KIND_HELP)
+def _taught(command: click.Command) -> None:
+    """Every help ends with the exit codes, and knows the kinds."""
+    command.epilog = CODES
+    command.help = (command.help or "").replace("{kinds}", show.KIND_HELP)
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _taught(inner)
+
+
+for _command in (audit, backup, diff, dispatcher, explain, host, restore, schema, store, watch):
+    cli.add_command(_command)
+_taught(cli)

@@ -16,6 +16,7 @@ from .description import describe_endpoint, describe_resource
 from .tables import cell, table
 
 ENDPOINTS = ("endpoints", "endpoint", "ep")
+DISPATCHERS = ("dispatchers", "dispatcher")
 
 
 def _kind_help() -> str:
@@ -25,10 +26,12 @@ def _kind_help() -> str:
 KIND_HELP = f"endpoints (ep), {_kind_help()}"
 
 
-def kind_word(word: str) -> str:
-    """`Endpoint`, or the name of a resource's kind. Raises click.UsageError."""
+def kind_word(word: str, listed: bool = False) -> str:
+    """`Endpoint`, or the name of a resource's kind, or what can only be listed. Raises click.UsageError."""
     if word.lower() in ENDPOINTS:
         return "Endpoint"
+    if listed and word.lower() in DISPATCHERS:
+        return "Dispatcher"
     kind = find_kind(word)
     if kind is None:
         raise click.UsageError(f"there is no kind {quoted(word, 40)}; known: {KIND_HELP}")
@@ -38,6 +41,8 @@ def kind_word(word: str) -> str:
 def get(client: Client, kind: str, name: str | None, output: str) -> str:
     if kind == "Endpoint":
         items = _endpoints(client, name)
+    elif kind == "Dispatcher":
+        items = [item for item in client.items("dispatchers") if name in (None, item.get("name"))]
     elif kind == "Host" and output in ("table", "wide"):
         items = [item for item in client.items("hosts") if name in (None, item.get("name"))]
     elif name is None:
@@ -55,13 +60,28 @@ def names(client: Client, kind: str) -> list[str]:
     """What `get KIND` may be given: names, or the domains of endpoints."""
     if kind == "Endpoint":
         return sorted({str(item.get("domain")) for item in client.items("endpoints")})
+    if kind == "Dispatcher":
+        return sorted(str(item.get("name")) for item in client.items("dispatchers"))
     return sorted(str((item.get("metadata") or {}).get("name")) for item in client.items("resources", kind))
 
 
 def dump(value: object, output: str) -> str:
-    if output == "json":
-        return json.dumps(value, indent=2, ensure_ascii=False)
-    return dump_yaml(value)
+    return json_text(value, 2) if output == "json" else dump_yaml(value)
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """With nothing in it that a terminal obeys: json escapes only some of that."""
+    whole = json.dumps(value, indent=indent, ensure_ascii=False)
+    return whole if whole.isprintable() else "".join(map(_safe, whole))
+
+
+def _safe(character: str) -> str:
+    return character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
+
+
+def revision_of(item: Json) -> int:
+    found = item.get("revision")
+    return found if isinstance(found, int) else 0
 
 
 def _listed(items: Sequence[Json]) -> Json:
@@ -96,9 +116,10 @@ def status(client: Client, output: str) -> str:
     about += [("held until adopted", text.names(sorted(held)))] if held else []
     away = sorted(str(h.get("name")) for h in hosts if not h.get("connected"))
     behind = sorted(str(h.get("name")) for h in hosts if h.get("connected") and not h.get("in_sync"))
+    fenced = sorted(str(h.get("name")) for h in hosts if h.get("fenced"))
     failing = sorted(str(h.get("name")) for h in hosts if h.get("failures"))
     about.append(("connected", f"{len(hosts) - len(away)} of {text.count(len(hosts), 'host')}"))
-    for what, who in (("not connected", away), ("not in sync", behind), ("failing", failing)):
+    for what, who in (("not connected", away), ("not in sync", behind), ("fenced", fenced), ("failing", failing)):
         about += [(what, text.names(who))] if who else []
     about += [("alarm", f"{a.get('host')}: {a.get('endpoint')}: {a.get('message')}") for a in found.get("alarms") or ()]
     return text.fields(about)

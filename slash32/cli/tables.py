@@ -56,13 +56,34 @@ def _endpoints(items: Sequence[Json], wide: bool) -> str:
 
 
 def _hosts(items: Sequence[Json], wide: bool) -> str:
-    head = ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES"] + ["ENDPOINTS", "HELD", "FAILURES"] * wide
+    head = ["NAME", "CONNECTED", "REVISION", "SYNC", "LAG", "VERSION", "FILTER", "LAST-SEEN", "ENDPOINTS"]
+    head += ["ADDRESSES", "HELD", "FENCED", "NEXT-KEY", "FAILURES"] * wide
     rows = []
     for item in sorted(items, key=lambda i: str(i.get("name"))):
-        row = [item.get("name"), item.get("connected"), item.get("revision"), item.get("in_sync")]
-        row += [join(item, "addresses"), item.get("endpoints"), item.get("held"), failures(item)]
-        rows.append([cell(value) for value in row[: len(head)]])
+        connected = (item.get("dispatcher") or True) if item.get("connected") else False  # which one, where it is told
+        row = [item.get("name"), connected, item.get("revision"), _sync(item), _lag(item)]
+        row += [item.get("version"), item.get("filter"), item.get("last_seen"), item.get("endpoints")]
+        row += [join(item, "addresses"), item.get("held"), item.get("fenced"), item.get("nextPublicKey")]
+        rows.append([cell(value) for value in [*row, failures(item)][: len(head)]])
     return text.table(head, rows)
+
+
+def _sync(item: Json) -> str:
+    state = "held" if item.get("held") else cell(bool(item.get("in_sync")))
+    return f"{state},fenced" if item.get("fenced") else state
+
+
+def _lag(item: Json) -> str:
+    seconds = item.get("lag_seconds")
+    return text.age(seconds) if isinstance(seconds, int | float) else ""
+
+
+def _dispatchers(items: Sequence[Json], wide: bool) -> str:
+    """Name first, then all that is told of them."""
+    fields = dict.fromkeys(key for item in items for key, value in item.items() if isinstance(value, _PLAIN))
+    keys = ["name", *(key for key in fields if key != "name" and (wide or key not in _LONG))]
+    rows = [[cell(item.get(key)) for key in keys] for item in sorted(items, key=lambda i: str(i.get("name")))]
+    return text.table([key.replace("_", "-").upper() for key in keys], rows)
 
 
 def _policies(items: Sequence[Json], wide: bool) -> str:
@@ -113,9 +134,12 @@ def _cut(value: str, at_most: int) -> str:
     return value if len(value) <= at_most else value[: at_most - 3] + "..."
 
 
+_PLAIN = (str, int, float, bool, type(None))
+_LONG = ("publicKey",)
 _TABLES: dict[str, Callable[[Sequence[Json], bool], str]] = {
     "Endpoint": _endpoints,
     "Host": _hosts,
+    "Dispatcher": _dispatchers,
     "GlobalNetworkPolicy": _policies,
     "StagedGlobalNetworkPolicy": _policies,
     "Tier": _tiers,

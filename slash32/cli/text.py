@@ -31,6 +31,14 @@ def duration(milliseconds: float) -> str:
     return f"{milliseconds / 1000:.1f} s"
 
 
+def age(seconds: float) -> str:
+    """Coarser the longer it is."""
+    for limit, unit, name in ((1, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
+
+
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

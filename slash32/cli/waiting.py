@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from slash32.errors import printable
 
 from .client import CallError, Client, Json
-from .text import count, duration, names
+from .text import age, count, duration, names
 
 POLL = 10.0  # seconds one request may hang; the dispatcher answers earlier when there is progress
 AWAY = 10.0  # seconds that the dispatcher may be gone: it is restarted in less
@@ -83,15 +83,31 @@ def _live(state: Json) -> str:
 
 def outcome(state: Json, seconds: float) -> Outcome:
     failed = failures(state)
-    away = state.get("disconnected") or ()
-    pending = [f"{name} (not connected)" if name in away else str(name) for name in state.get("pending") or ()]
+    pending = [_behind(str(name), state) for name in state.get("pending") or ()]
     live = _live(state)
     if state.get("done") and not failed and not pending:
         took = state.get("milliseconds")  # None: too long ago, or before the dispatcher was restarted
-        return Outcome([live if took is None else f"{live} in {duration(took)}"], True)
+        return Outcome([live if took is None else f"{live} in {duration(took)}{_percentiles(state)}"], True)
     lines = [f"{live} after {seconds:.0f} s; missing: {names(pending, 1000)}" if pending else live]
     lines += [printable(f"host {name} failed: {why}") for name, why in failed]
     return Outcome(lines, False)
+
+
+def _percentiles(state: Json) -> str:
+    """Of the hosts' times, where there is more than one."""
+    p50, p99 = state.get("p50"), state.get("p99")
+    if not isinstance(p50, int | float) or not isinstance(p99, int | float) or int(state.get("hosts") or 0) < 2:
+        return ""
+    return f" (p50 {duration(p50)}, p99 {duration(p99)})"
+
+
+def _behind(name: str, state: Json) -> str:
+    """`h2 (not connected, 61 s behind)`"""
+    lagging: Json = next((item for item in state.get("lagging") or () if item.get("host") == name), {})
+    away = not lagging["connected"] if "connected" in lagging else name in (state.get("disconnected") or ())
+    seconds = lagging.get("seconds")
+    about = ["not connected"] * away + ([f"{age(seconds)} behind"] if isinstance(seconds, int | float) else [])
+    return f"{name} ({', '.join(about)})" if about else name
 
 
 def terminal_progress() -> Callable[[str], None] | None:
