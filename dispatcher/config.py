@@ -11,6 +11,7 @@ from typing import Any
 
 from slash32.decode import NAME, NAME_LIMIT
 from slash32.errors import Slash32Error, quoted
+from slash32.journal import FORMATS
 
 PATH = Path("/etc/slash32/dispatcher.toml")
 STORES = ("sqlite", "etcd")
@@ -51,6 +52,7 @@ class Config:
     api_key: Path | None = None
     api_tokens: Path | None = None
     metrics_listen: str = ""
+    log_format: str = "text"
 
     @property
     def advertised(self) -> str:
@@ -181,11 +183,14 @@ def _etcd_prefix(key: str, value: object) -> str:
     return text
 
 
-def _store(key: str, value: object) -> str:
-    text = _text(key, value)
-    if text not in STORES:
-        raise ValueError(f"{key}: {quoted(text, 64)} is not one of {', '.join(STORES)}")
-    return text
+def _one_of(*known: str) -> Callable[[str, object], str]:
+    def read(key: str, value: object) -> str:
+        text = _text(key, value)
+        if text not in known:
+            raise ValueError(f"{key}: {quoted(text, 64)} is not one of {', '.join(known)}")
+        return text
+
+    return read
 
 
 def _name(key: str, value: object) -> str:
@@ -204,7 +209,7 @@ def _group(key: str, value: object) -> str:
 
 _READ: dict[str, Callable[[str, object], object]] = {
     "listen": _where("tcp", "tcp://0.0.0.0:5532"),
-    "store": _store,
+    "store": _one_of(*STORES),
     "etcd": _etcd,
     "etcd_prefix": _etcd_prefix,
     "name": _name,
@@ -212,6 +217,7 @@ _READ: dict[str, Callable[[str, object], object]] = {
     "socket_group": _group,
     "api_listen": _where("https", "https://0.0.0.0:5533"),
     "metrics_listen": _where("http", "http://127.0.0.1:9532"),
+    "log_format": _one_of(*FORMATS),
 }  # all others are paths
 _EMPTY: dict[str, object] = {
     each.name: [] if each.default == () else "" for each in fields(Config) if each.default in ("", None, ())

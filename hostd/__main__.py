@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from slash32 import journal
 from slash32.errors import Slash32Error
 from slash32.usage import Parser
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: Config, _: argparse.Namespace) -> int:
     from .daemon import Daemon
 
+    journal.begin(config.log_format)
     Daemon(config).run()
     return 0
 

@@ -5,11 +5,13 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from slash32.errors import Slash32Error, quoted
+from slash32.journal import FORMATS
 from slash32.net import Address, format_address, parse_address, parse_prefix
 
 from .ruleset import GROUP_MASK, Guard
@@ -21,6 +23,7 @@ RUN = Path("/run/slash32")
 _HOST = re.compile(r"(?=.{1,64}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _DISPATCHER = re.compile(r"tcp://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
 _KEY = re.compile(r"[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
+_METRICS = re.compile(r"http://([0-9.]+|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
 _URI = re.compile(r"[a-z]+(\+[a-z0-9]+)?://[!-~]*")
 _NO_NEXT_HOP = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/127", "ff00::/8", "fe80::/10")))
 
@@ -48,6 +51,8 @@ class Config:
     table_owner: str = "auto"  # auto | yes | no
     packet_filter: str = "auto"  # auto | nftables | iptables
     libvirt: tuple[str, ...] = ("qemu:///system", "lxc:///")
+    metrics_listen: str = ""  # http://ADDRESS:PORT; empty: nowhere
+    log_format: str = "text"  # text | json
     state_dir: Path = STATE
     run_dir: Path = RUN
 
@@ -127,6 +132,7 @@ def _check(config: Config) -> None:
         ("on_hostd_down", ("isolate", "refuse")),
         ("table_owner", ("auto", "yes", "no")),
         ("packet_filter", ("auto", "nftables", "iptables")),
+        ("log_format", FORMATS),
     ):
         if getattr(config, key) not in allowed:
             raise ValueError(f"{key}: {quoted(getattr(config, key), 64)} is not one of {', '.join(allowed)}")
@@ -142,6 +148,17 @@ def _check(config: Config) -> None:
             raise ValueError(f"libvirt: {quoted(uri, 64)} is not a connection like qemu:///system")
     if not config.libvirt:
         raise ValueError('libvirt: give at least one connection, like ["qemu:///system", "lxc:///"]')
+    if config.metrics_listen:
+        listening(config.metrics_listen)
+
+
+def listening(text: str) -> tuple[str, int]:
+    """Address and port of `metrics_listen`; a name would have to be looked up. Raises ValueError."""
+    found = _METRICS.fullmatch(text)
+    if found and int(found[2]) <= 65535:
+        with suppress(ValueError):
+            return format_address(parse_address(found[1].strip("[]"))), int(found[2])
+    raise ValueError(f"metrics_listen: {quoted(text, 64)} is not like http://127.0.0.1:9533")
 
 
 def _check_fleet(config: Config) -> None:

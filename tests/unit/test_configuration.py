@@ -63,6 +63,15 @@ HOSTD = [  # text, and a piece of the complaint
     ("libvirt = []", "libvirt:"),
     ('libvirt = ["system"]', "libvirt:"),
     ('state_dir = "here"', "state_dir:"),
+    ('log_format = "xml"', 'log_format: "xml" is not one of text, json'),
+    ("metrics_listen = 9533", "metrics_listen: give a string"),
+    ('metrics_listen = "127.0.0.1:9533"', "is not like http://127.0.0.1:9533"),
+    ('metrics_listen = "https://127.0.0.1:9533"', "metrics_listen:"),
+    ('metrics_listen = "http://localhost:9533"', "metrics_listen:"),
+    ('metrics_listen = "http://127.0.0.1:99999"', "metrics_listen:"),
+    ('metrics_listen = "http://127.0.0.300:9533"', "metrics_listen:"),
+    ('metrics_listen = "http://[::1:9533"', "metrics_listen:"),
+    ('metrics_listen = "http://127.0.0.1:9533/metrics"', "metrics_listen:"),
 ]
 DISPATCHER = [
     ("[", "not TOML"),
