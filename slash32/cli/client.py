@@ -62,7 +62,7 @@ class Client:
 
     def open(self, *parts: str, query: str, headers: Mapping[str, str], silence: float) -> Response:
         """An answer that goes on: whoever asked reads it, and closes it. `silence`: seconds to wait for more of it."""
-        every = self._headers()
+        every = self._headers
         connection = self._connect()
         try:
             connection.sock.settimeout(silence)
@@ -82,7 +82,7 @@ class Client:
         return response
 
     def _call(self, method: str, url: str, payload: bytes | None, wait: float) -> tuple[int, bytes]:
-        headers = {**self._headers(), **({"Content-Type": "application/json"} if payload else {})}
+        headers = {**self._headers, **({"Content-Type": "application/json"} if payload else {})}
         connection = self._connect()
         try:
             connection.sock.settimeout(self.timeout + wait)
@@ -98,6 +98,7 @@ class Client:
             connection.close()
         return status, content
 
+    @cached_property
     def _headers(self) -> dict[str, str]:
         try:
             return self.place.headers()

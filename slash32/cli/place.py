@@ -125,10 +125,11 @@ def read_token(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
             about = os.fstat(file.fileno())
-            content = file.read(TOKEN_LIMIT + 1) if stat.S_ISREG(about.st_mode) else b""
+            fits = stat.S_ISREG(about.st_mode) or stat.S_ISFIFO(about.st_mode)  # a pipe: --token-file <(pass show x)
+            content = file.read(TOKEN_LIMIT + 1) if fits else b""
     except (OSError, ValueError) as error:
         raise PlaceError(f"{subject}: {getattr(error, 'strerror', None) or printable(str(error))}") from None
-    if not stat.S_ISREG(about.st_mode):
+    if not fits:
         raise PlaceError(f"{subject}: is not a file")
     if about.st_mode & 0o077:
         raise PlaceError(f"{subject}: mode {about.st_mode & 0o777:04o} lets others read the token: chmod 600 it")

@@ -34,7 +34,7 @@ def duration(milliseconds: float) -> str:
 def age(seconds: float) -> str:
     """Coarser the longer it is."""
     for limit, unit, name in ((1, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
+        if seconds < limit and (seconds or unit == 1):
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86_400:.0f} d"
 

@@ -3,17 +3,14 @@ from __future__ import annotations
 
 import io
 import json
-import socketserver
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
+from canned import Answer, Dispatcher, Run, Server, on_a_socket, runs
 
-from slash32.cli.__main__ import main
 from slash32.cli.client import Client
 from slash32.cli.waiting import follow
 from slash32.documents import load_yaml
@@ -37,68 +34,17 @@ WEB1 = {
 }  # fmt: skip
 EVIL = {**WEB1, "domain": "e\x1b[31m\nvil", "labels": {}, "profiles": [], "addresses": []}
 
-Answer = tuple[int, Any]
-
-
-class Dispatcher:
-    """Answers from a table; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, Any]] = []
-        self.answers: dict[tuple[str, str], Answer | list[Answer]] = {}
-
-    def answer(self, method: str, path: str, body: Any) -> Answer:
-        self.asked.append((method, path, body))
-        found = self.answers.get((method, urlsplit(path).path), (404, {"errors": [f"{unquote(path)}: there is none"]}))
-        if isinstance(found, list):
-            return found.pop(0) if len(found) > 1 else found[0]
-        return found
-
-
-class Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-
 
 @pytest.fixture
 def dispatcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dispatcher]:
-    fake = Dispatcher()
-
-    class Handler(BaseHTTPRequestHandler):
-        def serve(self) -> None:
-            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, answer = fake.answer(self.command, self.path, json.loads(content) if content else None)
-            payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        do_GET = do_POST = do_DELETE = serve
-
-        def address_string(self) -> str:
-            return "unix"
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with Server(str(tmp_path / "api.sock"), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setenv("SLASH32_SOCKET", str(tmp_path / "api.sock"))
+    monkeypatch.setenv("SLASH32_SOCKET", str(tmp_path / "api.sock"))
+    with on_a_socket(tmp_path / "api.sock", Dispatcher()) as fake:
         yield fake
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runs(capsys)
 
 
 @pytest.fixture
@@ -108,7 +54,6 @@ def policy_file(tmp_path: Path) -> Path:
     return path
 
 
-Run = Callable[..., tuple[int, str, str]]
 ALARM = {"host": "h9", "endpoint": "k", "message": "taken\n"}
 FAILED = {"host": "h2", "object": "ruleset", "message": "no\nspace"}
 CHANGED = {"revision": 3, "changes": [{"kind": "GlobalNetworkPolicy", "name": "allow-web", "change": "created"}]}
@@ -172,6 +117,44 @@ def test_apply_wait_gives_up_on_hosts_that_keep_failing(dispatcher: Dispatcher, 
     outcome = follow(Client(str(tmp_path / "api.sock")), 3, 60, shown.append)
     assert shown[0] == "revision 3 live on 1 of 3 hosts, waiting for h2, h3 (failing: h2)"
     assert not outcome.ok and "missing: h2" in outcome.lines[0] and "host h2 failed" in outcome.lines[1]
+
+
+def test_apply_wait_says_how_soon_most_hosts_had_it(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    for state, end in (
+        ({"hosts": 212, "live": 212, "milliseconds": 41.4, "p50": 12.1, "p99": 38.4}, " (p50 12 ms, p99 38 ms)"),
+        ({"hosts": 1, "live": 1, "milliseconds": 41.4, "p50": 12.1, "p99": 38.4}, ""),
+        ({"hosts": 2, "live": 2, "milliseconds": 41.4, "p50": None, "p99": None}, ""),
+    ):
+        dispatcher.answers["GET", "/v1/revisions/3"] = revision(**state)
+        code, out, _ = run("apply", "-f", policy_file, "--wait")
+        assert code == 0 and out.endswith(f" in 41 ms{end}\n")
+
+
+def test_apply_wait_says_how_far_behind_hosts_are(dispatcher: Dispatcher, run: Run, policy_file: Path) -> None:
+    dispatcher.answers["POST", "/v1/apply"] = (200, CHANGED)
+    lagging = [
+        {"host": "h2", "connected": True, "seconds": 61.3},
+        {"host": "h3", "connected": False, "seconds": 7300},
+        {"host": "h4", "connected": False, "seconds": None},
+    ]
+    late = revision(live=1, hosts=5, pending=["h2", "h3", "h4", "h5"], lagging=lagging, done=False)
+    dispatcher.answers["GET", "/v1/revisions/3"] = late
+    code, _, err = run("apply", "-f", policy_file, "--wait", "--timeout", "0")
+    who = "h2 (61 s behind), h3 (not connected, 2 h behind), h4 (not connected), h5"
+    assert (code, err) == (1, f"revision 3 live on 1 of 5 hosts after 0 s; missing: {who}\n")
+
+
+def test_delete_wait(dispatcher: Dispatcher, run: Run) -> None:
+    dispatcher.answers["DELETE", "/v1/resources/Tier/t"] = (200, {"revision": 3})
+    dispatcher.answers["GET", "/v1/revisions/3"] = revision()
+    code, out, err = run("delete", "tier", "t", "--wait")
+    assert (code, err) == (0, "")
+    assert out == "Tier t deleted (revision 3)\nrevision 3 live on 2 of 2 hosts in 11 ms\n"
+    dispatcher.answers["GET", "/v1/revisions/3"] = revision(live=1, pending=["h2"], done=False)
+    code, _, err = run("delete", "tier", "t", "--wait", "--timeout", "0")
+    assert code == 1 and "missing: h2" in err
+    assert run("delete", "tier", "t", "--timeout", "3")[0] == 2
 
 
 def test_progress_is_shown_when_it_changes(dispatcher: Dispatcher, tmp_path: Path) -> None:
@@ -268,24 +251,57 @@ def test_get_resources_as_table_and_as_documents_that_apply_again(dispatcher: Di
     assert "zone=1e3x" in run("get", "profiles")[1]
 
 
+H1 = {
+    "name": "h1", "connected": True, "dispatcher": "d2", "revision": 3, "in_sync": True, "lag_seconds": 0,
+    "held": False, "fenced": "", "version": "0.4.0", "filter": "nftables", "last_seen": "2026-11-23T18:47:30Z",
+    "addresses": ["192.0.2.1"], "endpoints": 4, "failures": [], "publicKey": "x" * 40, "nextPublicKey": "",
+}  # fmt: skip
+H2 = {
+    **H1, "name": "h2", "connected": False, "dispatcher": None, "in_sync": False, "revision": None, "lag_seconds": None,
+    "failures": [{"object": "tap", "message": "no"}], "fenced": "disk\x1b[31m dies", "version": "", "last_seen": None,
+}  # fmt: skip
+H3 = {**H1, "name": "h3", "dispatcher": None, "in_sync": False, "held": True, "lag_seconds": 75.2, "filter": "iptables"}
+
+
 def test_get_hosts(dispatcher: Dispatcher, run: Run) -> None:
-    h1 = {"name": "h1", "connected": True, "revision": 3, "in_sync": True, "addresses": ["192.0.2.1"], "failures": []}
-    h1 |= {"endpoints": 4, "held": False}
-    h2 = {**h1, "name": "h2", "connected": False, "in_sync": False, "revision": None}
-    h2["failures"] = [{"object": "tap", "message": "no"}]
-    dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": [h2, h1]})
-    out = run("get", "hosts", "-o", "wide")[1]
-    assert [line.split() for line in out.splitlines()] == [
-        ["NAME", "CONNECTED", "REVISION", "IN-SYNC", "ADDRESSES", "ENDPOINTS", "HELD", "FAILURES"],
-        ["h1", "yes", "3", "yes", "192.0.2.1", "4", "no", "-"],
-        ["h2", "no", "-", "no", "192.0.2.1", "4", "no", "tap:", "no"],
+    dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": [H2, H3, H1]})
+    assert [line.split() for line in run("get", "hosts")[1].splitlines()] == [
+        ["NAME", "CONNECTED", "REVISION", "SYNC", "LAG", "VERSION", "FILTER", "LAST-SEEN", "ENDPOINTS"],
+        ["h1", "d2", "3", "yes", "0", "s", "0.4.0", "nftables", "2026-11-23T18:47:30Z", "4"],
+        ["h2", "no", "-", "no,fenced", "-", "-", "nftables", "-", "4"],
+        ["h3", "yes", "3", "held", "75", "s", "0.4.0", "iptables", "2026-11-23T18:47:30Z", "4"],
     ]
+    head, _, second, third = (line.split() for line in run("get", "hosts", "-o", "wide")[1].splitlines())
+    assert head[9:] == ["ADDRESSES", "HELD", "FENCED", "NEXT-KEY", "FAILURES"]
+    assert second[9:] == ["192.0.2.1", "no", "disk\\x1b[31m", "dies", "-", "tap:", "no"] and third[11] == "yes"
     state = {"epoch": "e", "revision": 3, "held": {"h3": "x"}, "alarms": [ALARM]}
     dispatcher.answers["GET", "/v1/status"] = (200, state)
     out = run("status")[1]
-    assert "1 of 2 hosts" in out and "held until adopted:  h3" in out and "h9: k: taken\\n" in out
-    assert "not connected:" in out and "h2" in out
-    assert json.loads(run("status", "-o", "json")[1])["hosts"] == [h2, h1]
+    fields = {key: value.strip() for key, _, value in (line.partition(":") for line in out.splitlines())}
+    assert fields["connected"] == "2 of 3 hosts" and fields["held until adopted"] == "h3"
+    assert fields["not connected"] == fields["fenced"] == "h2" and "h9: k: taken\\n" in out
+    assert json.loads(run("status", "-o", "json")[1])["hosts"] == [H2, H3, H1]
+
+
+def test_a_dispatcher_of_yesterday_still_has_hosts(dispatcher: Dispatcher, run: Run) -> None:
+    old = {key: H1[key] for key in ("name", "connected", "revision", "in_sync", "held", "addresses", "endpoints")}
+    dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": [old]})
+    assert run("get", "hosts")[1].splitlines()[1].split() == ["h1", "yes", "3", "yes", "-", "-", "-", "-", "4"]
+
+
+def test_get_dispatchers(dispatcher: Dispatcher, run: Run) -> None:
+    d1 = {"connected": True, "name": "d1", "publicKey": "k", "address": "tcp://10.0.0.1:5532", "hosts": ["h1"]}
+    dispatcher.answers["GET", "/v1/dispatchers"] = (200, {"items": [{**d1, "name": "d2", "extra_word": None}, d1]})
+    assert [line.split() for line in run("get", "dispatchers")[1].splitlines()] == [
+        ["NAME", "CONNECTED", "ADDRESS", "EXTRA-WORD"],
+        ["d1", "yes", "tcp://10.0.0.1:5532", "-"],
+        ["d2", "yes", "tcp://10.0.0.1:5532", "-"],
+    ]
+    assert "PUBLICKEY" in run("get", "dispatcher", "-o", "wide")[1]
+    assert json.loads(run("get", "dispatchers", "d1", "-o", "json")[1]) == d1
+    dispatcher.answers["GET", "/v1/dispatchers"] = (200, {"items": []})
+    assert run("get", "dispatchers")[:2] == (0, "no Dispatcher yet\n")
+    assert run("describe", "dispatcher", "d1")[0] == run("delete", "dispatcher", "d1")[0] == 2
 
 
 def test_describe(dispatcher: Dispatcher, run: Run) -> None:
@@ -392,6 +408,18 @@ def test_validate_needs_no_dispatcher(run: Run, tmp_path: Path, policy_file: Pat
         ["delete"],
         ["delete", "gnp"],
         ["completion", "tcsh"],
+        ["host", "bogus"],
+        ["host", "add", "h1"],
+        ["host", "remove"],
+        ["watch", "pods"],
+        ["watch", "dispatchers"],
+        ["watch", "--since", "-1"],
+        ["watch", "-o", "wide"],
+        ["audit", "--limit", "0"],
+        ["backup"],
+        ["store", "migrate", "--to", "postgres"],
+        ["store", "migrate"],
+        ["dispatcher", "remove"],
     ],
 )
 def test_usage_errors_exit_2(run: Run, arguments: list[str]) -> None:
@@ -405,6 +433,7 @@ def test_help_teaches_and_documents_exit_codes(run: Run) -> None:
     assert "slash32 apply -f policy.yaml --wait" in out and "Exit codes: 0 done, 1 refused or failed, 2 usage." in out
     for command in ("apply", "get", "describe", "delete", "validate", "adopt"):
         assert "Examples:" in run(command, "--help")[1]
+    assert "slash32-hostd key --next" in run("host", "rotate", "--help")[1]
 
 
 def test_completion(run: Run) -> None:
