@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,10 +20,13 @@ PATH = Path("/etc/slash32/hostd.toml")
 STATE = Path("/var/lib/slash32")
 RUN = Path("/run/slash32")
 
+DISPATCHERS = 15  # at most
+
 _HOST = re.compile(r"(?=.{1,64}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _DISPATCHER = re.compile(r"tcp://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
 _KEY = re.compile(r"[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 _METRICS = re.compile(r"http://([0-9.]+|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 _URI = re.compile(r"[a-z]+(\+[a-z0-9]+)?://[!-~]*")
 _NO_NEXT_HOP = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/127", "ff00::/8", "fe80::/10")))
 
@@ -42,8 +45,8 @@ class Config:
 
     host: str = ""  # this hypervisor's name; default: the hostname
     addresses: tuple[Address, ...] = ()  # next hops of this host on the segment, at most one per family
-    dispatcher: str = ""  # tcp://ADDRESS:PORT; empty: alone, with what is on disk
-    dispatcher_key: str = ""  # the dispatcher's public key (slash32-dispatcher key)
+    dispatcher: tuple[str, ...] = ()  # tcp://ADDRESS:PORT of each; none: alone, with what is on disk
+    dispatcher_key: tuple[str, ...] = ()  # their public keys (slash32-dispatcher key), or one that all have
     guard_prefixes: tuple[str, ...] = ("vnet",)
     group_base: int = 0x53320000
     conn_limit: int = 65536
@@ -57,9 +60,13 @@ class Config:
     run_dir: Path = RUN
 
     def guard(self, drop_transit: tuple[int, ...]) -> Guard:
-        port = self.dispatcher.rpartition(":")[2]
-        known = int(port) if port.isdecimal() else 0
+        known = int(self.dispatcher[0].rpartition(":")[2]) if self.dispatcher else 0
         return Guard(self.guard_prefixes, self.group_base, self.conn_limit, drop_transit, known)
+
+    def dispatchers(self) -> Iterator[tuple[str, str]]:
+        """Each one's endpoint and key."""
+        keys = self.dispatcher_key if len(self.dispatcher_key) > 1 else self.dispatcher_key * len(self.dispatcher)
+        return zip(self.dispatcher, keys, strict=True)
 
 
 def load(path: Path | None = None) -> Config:
@@ -108,6 +115,8 @@ def _value(key: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
             raise ValueError(f'{key}: give a list of strings, like ["a", "b"]')
         return tuple(map(_address, value)) if key == "addresses" else tuple(value)
+    if key in ("dispatcher", "dispatcher_key"):
+        return _one_or_more(key, value)
     if not isinstance(value, str):
         raise ValueError(f"{key}: give a string, not {quoted(value, 64)}")
     if not key.endswith("_dir"):
@@ -115,6 +124,15 @@ def _value(key: str, value: Any) -> Any:
     if not Path(value).is_absolute():
         raise ValueError(f"{key}: {quoted(value)}: give an absolute path")
     return Path(value)
+
+
+def _one_or_more(key: str, value: Any) -> tuple[str, ...]:
+    several = value if isinstance(value, list) else [value] if value != "" else []
+    if not all(isinstance(x, str) for x in several):
+        raise ValueError(f'{key}: give a string, or a list of strings like ["a", "b"], not {quoted(value, 64)}')
+    if len(several) > DISPATCHERS:
+        raise ValueError(f"{key}: {len(several)} of them, more than {DISPATCHERS}")
+    return tuple(several)
 
 
 def _address(text: str) -> Address:
@@ -168,11 +186,26 @@ def _check_fleet(config: Config) -> None:
         raise ValueError("addresses: give at most one address per family")
     if bool(config.dispatcher) != bool(config.dispatcher_key):
         raise ValueError("dispatcher and dispatcher_key belong together: set both, or none")
-    if not config.dispatcher:
-        return
-    found = _DISPATCHER.fullmatch(config.dispatcher)
-    if not found or int(found[2]) > 65535:
-        raise ValueError(f"dispatcher: {quoted(config.dispatcher, 64)} is not like tcp://10.0.0.1:5532")
-    if not _KEY.fullmatch(config.dispatcher_key):
-        what = "is not a key of 40 characters, as `slash32-dispatcher key` prints it"
-        raise ValueError(f"dispatcher_key: {quoted(config.dispatcher_key, 64)} {what}")
+    if len(config.dispatcher_key) not in (0, 1, len(config.dispatcher)):
+        wanted = f"one key that all {len(config.dispatcher)} dispatchers have, or one for each in their order"
+        raise ValueError(f"dispatcher_key: {len(config.dispatcher_key)} keys: give {wanted}")
+    for each in config.dispatcher:
+        found = _DISPATCHER.fullmatch(each)
+        if not found or int(found[2]) > 65535:
+            raise ValueError(f"dispatcher: {quoted(each, 64)} is not like tcp://10.0.0.1:5532")
+        if config.dispatcher.count(each) > 1:
+            raise ValueError(f"dispatcher: {quoted(each, 64)} is there twice")
+    if len(ports := sorted({each.rpartition(":")[2] for each in config.dispatcher})) > 1:
+        raise ValueError(f"dispatcher: ports {', '.join(ports)}: give all dispatchers the same port")
+    for each in config.dispatcher_key:
+        if not _is_key(each):
+            what = "is not a key of 40 characters, as `slash32-dispatcher key` prints it"
+            raise ValueError(f"dispatcher_key: {quoted(each, 64)} {what}")
+
+
+def _is_key(text: str) -> bool:
+    """40 characters of Z85 that stand for 32 bytes: five at a time are less than 2**32."""
+    if not _KEY.fullmatch(text):
+        return False
+    fives = (text[i : i + 5] for i in range(0, 40, 5))
+    return all(sum(_Z85.index(c) * 85**n for n, c in enumerate(reversed(five))) < 1 << 32 for five in fives)

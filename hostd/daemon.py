@@ -11,16 +11,19 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from slash32 import __version__
 from slash32.errors import Slash32Error
+from slash32.metrics import CONTENT_TYPE
 from slash32.notify import notify
+from slash32.process import usage
 from slash32.sync import Applied, Held
 
-from . import status
+from . import metrics, status
 from .absorb import absorb
 from .agent import Agent
 from .answers import Answers
 from .calc import Calculation
-from .config import Config
+from .config import Config, listening
 from .dataplane import monitor as kernel_says
 from .dataplane.filter import IPTABLES
 from .dataplane.host import Machine, boot_id
@@ -29,12 +32,13 @@ from .dataplane.netlink import Overrun
 from .dataplane.witness import Witness
 from .ear import Ear
 from .exempt import listed
-from .feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
+from .feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Place
 from .inbox import STATUS, Inbox, Request
 from .journal import Journal
 from .logs import Logs
 from .memory import Memory
 from .plan import Limits
+from .scrape import Page, Scrape
 from .settle import Settler
 from .staged import StagedCounts
 from .world import world_of
@@ -64,6 +68,7 @@ class Daemon:
         knows = bool(self.memory.replica.epoch)
         limits = Limits(config.group_base, prune=knows, scanned=False)
         self.settler = Settler(kernel, calc, limits, config.guard_prefixes)
+        self.settler.clock = time.monotonic
         self.settler.owes, self.settler.dispatcher_port = self.memory.owes, kernel.guard.dispatcher_port
         if self.memory.owed:  # hostd was killed between a change and the end of the flows that it forbids
             self.settler.force.owe_all(calc.desired.taps)
@@ -80,6 +85,9 @@ class Daemon:
         self.logs = Logs(self.agent, kernel.rtnl.name)
         self.staged = StagedCounts()
         self.answers = Answers(lambda: Witness(self.machine.packet_filter), self._answer)
+        self.measured = metrics.Measured()
+        self.ear.scan_took = self.measured.scanned
+        self.scrape = Scrape(listening(config.metrics_listen), self._page) if config.metrics_listen else None
         self._selector = selectors.DefaultSelector()
         self._audited = self._retried = self._counted = self._polled = time.monotonic()
         self._pause = POLL if self.machine.packet_filter == IPTABLES else TICK
@@ -101,6 +109,8 @@ class Daemon:
         self._register(self.answers.fileno(), self.answers.ready)
         if self.feed is not None:
             self._register(self.feed.fileno(), self._hear_dispatcher)
+        if self.scrape is not None:
+            self.scrape.register(self._selector, time.monotonic())
         gc.freeze()
         gc.enable()
         notify("READY=1")
@@ -119,6 +129,8 @@ class Daemon:
         self.inbox.close()
         self.logs.close()
         self.answers.close()
+        if self.scrape is not None:
+            self.scrape.close()
         if self.feed is not None:
             self.feed.close()
         self.memory.close()
@@ -130,7 +142,8 @@ class Daemon:
         self._running = False
 
     def _turn(self) -> None:
-        ready = self._selector.select(self._pause)
+        feed, now = self.feed, time.monotonic()
+        ready = self._selector.select(self._pause if feed is None else min(self._pause, feed.patience(now)))
         now = time.monotonic()
         for key, _ in ready:
             if isinstance(key.data, Inbox):
@@ -156,7 +169,7 @@ class Daemon:
             self._write_status()
             request.answer(0)
         else:
-            self.ear.operations.hook(request, now)
+            self.ear.operations.hook(metrics.Timed(request, self.measured, time.monotonic), now)
 
     def _slow(self, now: float) -> None:
         """What need not be done in every turn."""
@@ -167,6 +180,8 @@ class Daemon:
         self._allow_pruning()
         self._supplant()
         self.logs.tick(now)
+        if self.scrape is not None:
+            self.scrape.tick(now)
         if now - self._counted >= COUNT:
             self._count_staged(now)
         self._write_status()
@@ -193,13 +208,18 @@ class Daemon:
             self._allow_pruning()
         for event in events:
             match event:
-                case Connected():
-                    log.info("connected to the dispatcher")
+                case Connected(endpoint):
+                    log.info("connected to the dispatcher at %s", endpoint)
                     self.agent.connected(now)
-                case Disconnected(reason):
-                    log.warning("no dispatcher: %s: the last state stays in force", reason)
+                case Disconnected(reason, away):
+                    log.log(
+                        logging.INFO if away else logging.WARNING,
+                        "no dispatcher: %s: the last state stays in force",
+                        reason,
+                    )
                     self.agent.disconnected()
                 case ClaimAnswer(seq, refused):
+                    self.measured.claims_refused += len(refused)
                     self.agent.answered(seq, {r.key: r.message for r in refused}, now)
                 case Asked(seq, question):
                     if now - self._counted >= POLL:  # however many ask
@@ -314,8 +334,21 @@ class Daemon:
         if not config.dispatcher:
             return None
         keys = config.state_dir / "hostd.key"
-        where = FeedConfig(config.dispatcher, config.dispatcher_key, keys, config.addresses, config.host)
-        return Feed(where, self.memory.replica)
+        places = tuple(Place(*each) for each in config.dispatchers())
+        about = {"version": __version__, "filter": self.machine.packet_filter}
+        return Feed(FeedConfig(places, keys, config.addresses, config.host, about), self.memory.replica)
+
+    def _page(self, path: str) -> Page | None:
+        """What `metrics_listen` shows."""
+        logged, untold = self.logs.counts
+        filtered, libvirt = self.machine.packet_filter, self.ear.connected
+        now = metrics.Present(filtered, libvirt, self.staged.report(), logged, untold, self.memory.trouble)
+        if path == "/metrics":
+            return Page(200, CONTENT_TYPE, metrics.exposition(self.agent, self.measured, now, usage()))
+        if path == "/health":
+            health = metrics.health(self.agent, now)
+            return Page(200 if health["status"] == "ok" else 503, "application/json", json.dumps(health) + "\n")
+        return None
 
     def _write_status(self) -> None:
         staged = self.staged.report()

@@ -1,56 +1,55 @@
-# Owns: the host's one connection to the dispatcher: CURVE, reconnecting, heartbeats, and the session on it.
-# Touches: one DEALER socket and its monitor. Belongs to one thread; `now` is monotonic seconds.
+# Owns: the host's session with a dispatcher: what is said, what comes in, and when the dispatcher has had its time.
+# Touches: its line (line.py), and the clock once, at its beginning. Belongs to one thread; `now` is monotonic seconds.
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import zmq
 
 from slash32 import wire
-from slash32.keys import load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address
 from slash32.sync import NO_SESSION, Applied, Held, NeedSnapshot, Replica
 from slash32.wire import Ack, Claim, Failure, Refusal, Release, Report, WireError
 
+from .dealer import Place
+from .line import Line
+
 __all__ = [
-    "Applied", "Asked", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held",
-    "load_or_create_key",
+    "Applied", "Asked", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held", "Place",
 ]  # fmt: skip
 
 PING_EVERY = 5.0  # seconds
-SILENCE = 15.0  # seconds without a word from the dispatcher: not connected, whatever TCP says
-KNOCK_EVERY = 1.0  # seconds between two attempts of a host whose key is refused
+SILENCE = 15.0  # seconds without an answer from the dispatcher: not connected, whatever TCP says
 HELLO_AGAIN = 2.0  # seconds between two requests for a snapshot, at least
-
-_EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3); zmq.utils.monitor would bring asyncio and ssl along: 8 MiB
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+HELD_AGAIN = 60.0  # seconds between two questions, at most, whether a dispatcher that was behind has caught up
 
 
 @dataclass(frozen=True, slots=True)
 class FeedConfig:
-    endpoint: str  # tcp://ADDRESS:PORT
-    server_key: str  # the dispatcher's public key, Z85
+    dispatchers: tuple[Place, ...]  # at least one
     key_file: Path  # this host's own key pair, made at first use
     addresses: tuple[Address, ...] = ()  # next hops of this host
     host: str = ""  # its name
+    about: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # words about it (wire.ABOUT)
 
 
 class Connected(NamedTuple):
     """A session is open: call `report` with all live claims."""
 
+    endpoint: str = ""
+
 
 class Disconnected(NamedTuple):
-    """Nothing that was asked will be answered."""
+    """Nothing that was asked will be answered. `away`: the dispatcher sends its hosts to another: no alarm."""
 
     reason: str
+    away: bool = False
 
 
 class ClaimAnswer(NamedTuple):
@@ -72,81 +71,66 @@ FeedEvent = Connected | Disconnected | ClaimAnswer | Applied | Held | Asked
 
 @dataclass(slots=True)
 class _Session:
-    """The present connection. `hello_at` < 0: no Hello was sent on it yet."""
+    """What was said and heard on the present connection. Moments < 0: not yet."""
 
-    up: bool = False  # the handshake is done
-    refused: bool = False  # it failed for good: zmq itself does not try again
-    knocked: float = 0.0
     hello_at: float = -1.0
     again: bool = False  # a Hello is due, as soon as HELLO_AGAIN allows
-    heard: float = 0.0
-    pinged: float = 0.0
-    events: list[FeedEvent] = field(default_factory=list)
+    pinged: float = -1.0
+    unanswered: float = -1.0  # the first ping without a word since
+    accepted: bool = False  # the dispatcher answered: it takes this host for its own
+    patience: float = HELLO_AGAIN  # with a dispatcher whose content was refused
 
 
 class Feed:
-    """Register `fileno()` for reading; call `ready` when it is, `tick` at least every second."""
+    """Register `fileno()` for reading; call `ready` when it is, `tick` at least every second and after `patience`."""
 
     def __init__(self, config: FeedConfig, replica: Replica, context: zmq.Context[zmq.Socket[bytes]] | None = None):
-        """Raises KeyFileError, and ValueError for an endpoint that zmq does not take."""
+        """Raises KeyFileError, and ValueError for a dispatcher that zmq does not take."""
         self.config = config
         self.replica = replica
         self.connected = False
-        self.trouble = "not connected yet"  # why not connected, for people
-        self._session = _Session()
         self._seq = 0
-        self._context = context or zmq.Context()
-        self._own_context = context is None
-        self._socket = self._open()
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
-        )
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.epoll()
-        for fd in (self._socket.getsockopt(zmq.FD), self._monitor.getsockopt(zmq.FD), self._wake):
-            assert isinstance(fd, int)
-            self._poll.register(fd, select.EPOLLIN)
+        self._events: list[FeedEvent] = []
+        self._session = _Session()
+        self._line = Line(config.dispatchers, config.key_file, context)
         try:
-            self._socket.connect(config.endpoint)
-        except zmq.ZMQError as e:
-            self.close()
-            raise ValueError(f"{config.endpoint!r}: {e}; give tcp://ADDRESS:PORT") from None
-
-    def _open(self) -> zmq.Socket[bytes]:
-        keys = load_or_create_key(self.config.key_file)
-        s = self._context.socket(zmq.DEALER)
-        s.linger = 0
-        s.setsockopt(zmq.ROUTING_ID, b"s" + os.urandom(15))  # nobody else can guess it, so nobody can take it
-        s.curve_publickey, s.curve_secretkey = keys.public.encode(), keys.secret.encode()
-        try:
-            s.curve_serverkey = self.config.server_key.encode()
-        except (ValueError, zmq.ZMQError):
-            s.close()
-            raise ValueError(f"dispatcher key {self.config.server_key!r} is not 40 characters of Z85") from None
-        for option, value in (
-            (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 64), (zmq.IMMEDIATE, 1),
-            (zmq.HANDSHAKE_IVL, 10_000), (zmq.CONNECT_TIMEOUT, 5_000), (zmq.RECONNECT_IVL, 100),
-            (zmq.RECONNECT_IVL_MAX, 5_000), (zmq.HEARTBEAT_IVL, 5_000), (zmq.HEARTBEAT_TIMEOUT, 15_000),
-            (zmq.HEARTBEAT_TTL, 15_000), (zmq.IPV6, 1),
-        ):  # fmt: skip
-            s.setsockopt(option, value)
-        return s
+            self._line.step(time.monotonic())
+        except ValueError:
+            self._line.close()
+            raise
 
     def close(self) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._poll.close()
-        os.close(self._wake)
-        self._socket.close(0)
-        if self._own_context:
-            self._context.term()
+        self._line.close()
 
     def fileno(self) -> int:
-        return self._poll.fileno()
+        return self._line.fileno()
 
     @property
     def in_sync(self) -> bool:
         return self.connected and self.replica.in_sync
+
+    @property
+    def endpoint(self) -> str:
+        """The dispatcher that is spoken with; "" where there is no session."""
+        return self._line.endpoint if self.connected else ""
+
+    @property
+    def trouble(self) -> str:
+        """Why not connected, for people."""
+        return "" if self.connected else self._line.trouble
+
+    @property
+    def key_trouble(self) -> str:
+        """Why the next key is not used, if there is one and it is not."""
+        return self._line.identity.trouble
+
+    @property
+    def public_key(self) -> str:
+        return self._line.identity.present.public
+
+    def patience(self, now: float) -> float:
+        """Seconds until `tick` has something to do that no descriptor tells."""
+        return self._line.patience(now)
 
     # -- what the host says ---------------------------------------------------------------------------------------
 
@@ -177,116 +161,109 @@ class Feed:
 
     def _say(self, message: wire.FromHost) -> None:
         """Not connected: said by the Hello and the report that follow the next connection."""
-        if self.connected and not self._send(message):
+        if self.connected and not self._line.send(wire.encode_to_dispatcher(message)):
+            self._line.leave("the dispatcher does not take what this host sends")
             self._drop("the dispatcher does not take what this host sends")
-            self._session.again = True
-
-    def _send(self, message: wire.FromHost) -> bool:
-        try:
-            self._socket.send(wire.encode_to_dispatcher(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            os.eventfd_write(self._wake, 1)  # sending may take the descriptor's edge: what came in still counts
-        return True
 
     # -- what comes in --------------------------------------------------------------------------------------------
 
     def ready(self, now: float) -> list[FeedEvent]:
         """Takes everything that has come; what it means, in order."""
-        with contextlib.suppress(BlockingIOError):  # another descriptor it was
-            os.eventfd_read(self._wake)
-        self._watch()
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            self._session.heard = now
-            self._receive(frames)
-        self._watch()
+        self._line.awake()
+        self._hear(now)
         self._greet(now)
-        return self._taken()
-
-    def tick(self, now: float) -> list[FeedEvent]:
-        session = self._session
-        if session.refused and now - session.knocked >= KNOCK_EVERY:
-            session.refused, session.knocked = False, now
-            with contextlib.suppress(zmq.ZMQError):  # zmq may have forgotten the endpoint by itself
-                self._socket.disconnect(self.config.endpoint)
-            self._socket.connect(self.config.endpoint)
-        if self.connected and now - session.heard > SILENCE:
-            self._drop(f"no word from the dispatcher for {SILENCE:.0f} s")
-            session.again = True
-        if session.up and now - session.pinged >= PING_EVERY:
-            session.pinged = now
-            self._send(wire.Ping())
-        if self.connected and not self.replica.in_sync and not self.replica.held and now - session.hello_at > SILENCE:
-            session.again = True
-        return self.ready(now)
-
-    def _taken(self) -> list[FeedEvent]:
-        events, self._session.events = self._session.events, []
+        why = self._line.step(now)
+        if why:
+            self._drop(why)
+        events, self._events = self._events, []
         return events
 
-    def _watch(self) -> None:
-        while self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            event, _ = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._drop("a new connection")
-                self._session.up, self._session.again, self._session.hello_at = True, True, -1.0
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._session.up = self._session.again = False
-                self._drop("the connection to the dispatcher is lost")
-            else:
-                self._session.refused = True
-                self.trouble = "the dispatcher refuses this host's key: register it as Host.spec.publicKey"
+    def tick(self, now: float) -> list[FeedEvent]:
+        self._hear(now)  # first: after a long sleep here what is due may have come long ago
+        self._judge(now)
+        return self.ready(now)
 
-    def _drop(self, reason: str) -> None:
-        if self.connected:
-            self.connected = False
-            self.trouble = reason
-            self.replica.lost()
-            self._session.events.append(Disconnected(reason))
+    def _hear(self, now: float) -> None:
+        while (frames := self._line.receive()) is not None:
+            self._session.unanswered = -1.0
+            self._receive(frames, now)
+        if self._line.watch(now):
+            self._session = _Session(again=True)
+
+    def _judge(self, now: float) -> None:
+        """What the dispatcher does not do tells nothing but by the clock."""
+        session = self._session
+        if not self._line.is_open:
+            return
+        if session.unanswered >= 0 and now - session.unanswered > SILENCE:
+            self._line.leave(f"no word from the dispatcher for {SILENCE:.0f} s")
+        elif session.hello_at >= 0 and now - session.pinged >= PING_EVERY and self._line.send(wire.PING):
+            session.pinged = now
+            session.unanswered = now if session.unanswered < 0 else session.unanswered
+        if not self.connected or self.replica.in_sync:
+            return
+        if not self.replica.held:
+            if now - session.hello_at > SILENCE:
+                self._line.leave(f"no content from the dispatcher for {SILENCE:.0f} s")
+        elif self._line.several and now - session.hello_at > session.patience:  # it may only have been behind
+            session.again, session.patience = True, min(HELD_AGAIN, 2 * session.patience)
 
     def _greet(self, now: float) -> None:
         session = self._session
-        if not session.again or not session.up or 0 <= session.hello_at > now - HELLO_AGAIN:
+        if not session.again or not self._line.is_open:
             return
-        if not self._send(self.replica.hello(self.config.addresses)._replace(name=self.config.host)):
+        if session.hello_at >= 0:
+            if now - session.hello_at < HELLO_AGAIN:
+                return
+            if self._line.another_key(now):  # made since
+                self._drop("a new connection, with the next key")
+                return
+        hello = self.replica.hello(self.config.addresses)._replace(name=self.config.host, about=self.config.about)
+        if not self._line.send(wire.encode_to_dispatcher(hello)):
             return  # the pipe is not there yet, or full: the next tick tries again
         session.again, session.hello_at = False, now
         if not self.connected:
-            self.connected, self.trouble, session.heard = True, "", now
-            session.events.append(Connected())
+            self.connected = True
+            self._events.append(Connected(self._line.endpoint))
 
-    def _receive(self, frames: list[bytes]) -> None:
-        events = self._session.events
+    def _drop(self, reason: str, away: bool = False) -> None:
+        if self.connected:
+            self.connected = False
+            self.replica.lost()
+            self._events.append(Disconnected(reason, away))
+
+    # -- what it says ---------------------------------------------------------------------------------------------
+
+    def _receive(self, frames: list[bytes], now: float) -> None:
         try:
             message = wire.decode_from_dispatcher(frames)
         except WireError as e:
-            self._drop(f"the dispatcher sent what this host does not understand: {e}")
-            self._session.again = True
+            self._line.leave(f"the dispatcher sent what this host does not understand: {e}")
             return
         if isinstance(message, wire.Refused):
-            self._drop(f"refused by the dispatcher: {message.message}")
-            self.trouble = message.message
-            return
-        if not self.connected:
-            self._session.again = True  # it was silent, or a greeting is due: what it says belongs to no session
-            return
-        if isinstance(message, wire.Claimed):
-            events.append(ClaimAnswer(message.seq, message.refused))
-            return
-        if isinstance(message, wire.Ask):
-            events.append(Asked(message.seq, message.question))
-            return
-        if isinstance(message, wire.Pong) and message.revision == NO_SESSION:
+            away = message.message.startswith(wire.AWAY)
+            self._line.leave(message.message)
+            self._drop(f"refused by the dispatcher: {message.message}", away)
+        elif not self.connected:
+            self._session.again = True  # what it says belongs to no session
+        elif isinstance(message, wire.Pong) and message.revision == NO_SESSION:
             self._drop("the dispatcher knows of no session with this host")
             self._session.again = True
-            return
-        for outcome in self.replica.receive(message):
-            if isinstance(outcome, NeedSnapshot):
-                self._session.again = True
-            else:
-                events.append(outcome)
+        else:
+            if not self._session.accepted:
+                self._session.accepted = True
+                self._line.accepted(now)
+            self._mean(message)
+
+    def _mean(self, message: wire.Snapshot | wire.Delta | wire.Claimed | wire.Pong | wire.Ask) -> None:
+        match message:
+            case wire.Claimed(seq, refused):
+                self._events.append(ClaimAnswer(seq, refused))
+            case wire.Ask(seq, question):
+                self._events.append(Asked(seq, question))
+            case wire.Snapshot() | wire.Delta() | wire.Pong():
+                for outcome in self.replica.receive(message):
+                    if isinstance(outcome, NeedSnapshot):
+                        self._session.again = True
+                    else:
+                        self._events.append(outcome)

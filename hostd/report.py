@@ -68,6 +68,7 @@ def _lines(said: dict[str, Any], wide: bool) -> list[str]:
     head = [
         f"host {said['host']}: {STATES[said['state']]}",
         f"dispatcher: {said['dispatcher'] or 'none configured'}"
+        + (f" to {said['dispatcher_endpoint']}" if said["connected"] else "")
         + (f", in sync at revision {said['revision']}" if said["in_sync"] else f", last revision {said['revision']}"),
     ]
     if said["held"]:

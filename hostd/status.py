@@ -19,7 +19,7 @@ def signature(agent: Agent, trouble: str, staged: list[dict[str, Any]]) -> tuple
         agent.generation,
         agent.held,
         trouble,
-        *((feed.connected, feed.in_sync, feed.trouble) if feed is not None else ()),
+        *((feed.connected, feed.in_sync, feed.trouble, feed.endpoint, feed.key_trouble) if feed is not None else ()),
         *((replica.epoch, replica.revision) if replica is not None else ()),
         *(counters.plans, counters.writes, counters.resyncs, counters.healed),
         tuple(settler.refused),
@@ -32,12 +32,15 @@ def of(agent: Agent, pid: int, trouble: str = "") -> dict[str, Any]:
     """`trouble`: why the disk does not hold the last state, or ""."""
     feed, settler = agent.feed, agent.settler
     replica = feed.replica if feed is not None else None
+    said = [f"disk: {trouble}"] if trouble else []
+    said += [f"key: {feed.key_trouble}"] if feed is not None and feed.key_trouble else []
     failures = [f"{f.object}: {f.message}" for f in settler.failures()]
     endpoints = sorted(agent.locals, key=lambda local: local.endpoint.domain)
     return {
         "pid": pid,
         "host": agent.calc.host,
         "dispatcher": None if feed is None else ("connected" if feed.connected else feed.trouble or "not connected"),
+        "dispatcher_endpoint": feed.endpoint if feed is not None else "",
         "connected": feed is not None and feed.connected,
         "in_sync": feed is not None and feed.in_sync,
         "epoch": replica.epoch if replica else "",
@@ -45,7 +48,7 @@ def of(agent: Agent, pid: int, trouble: str = "") -> dict[str, Any]:
         "held": agent.held,
         "endpoints": [_endpoint(agent, local) for local in endpoints],
         "exempt": [str(key) for key in sorted(agent.exempt.listed)],
-        "failures": failures + ([f"disk: {trouble}"] if trouble else []),
+        "failures": failures + said,
         "counters": asdict(settler.counters),
     }
 

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hostd.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent
+from hostd.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Place
 from slash32.keys import KeyPair, load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
@@ -141,6 +140,7 @@ class FakeHost:
         self.failures: list[Failure] = []
         self.acknowledges = True
         self.calls_itself = name
+        self.places = (Place(f"tcp://127.0.0.1:{dispatcher.port}", dispatcher.public_key),)
         self.asked: list[Asked] = []
         self.says: str | None = None  # to whatever it is asked; None: nothing
         self.feed: Feed | None = None
@@ -151,9 +151,7 @@ class FakeHost:
         return document("Host", self.name, **{"publicKey": self.keys.public, "addresses": [address], **spec})
 
     def start(self) -> None:
-        where = FeedConfig(f"tcp://127.0.0.1:{self.dispatcher.port}", self.dispatcher.public_key, self.key_file)
-        where = replace(where, host=self.calls_itself)
-        self.feed = Feed(where, self.replica)
+        self.feed = Feed(FeedConfig(self.places, self.key_file, host=self.calls_itself), self.replica)
 
     def stop(self) -> None:
         if self.feed is not None:

@@ -78,6 +78,7 @@ class FakeFeed:
 
     def __init__(self, replica: Replica) -> None:
         self.replica, self.connected, self.trouble = replica, True, ""
+        self.endpoint, self.key_trouble = "tcp://192.0.2.1:5532", ""
         self.said: list[tuple[str, object]] = []
         self.acks: list[tuple[int, tuple[Failure, ...]]] = []
         self._seq = itertools.count(1)
