@@ -23,6 +23,8 @@ class Ear:
         self.watcher = Watcher(uris, self._post)
         self.agent = agent
         self.operations = Operations(agent, self.watcher.rescan)
+        self.connected = {uri.partition(":")[0]: False for uri in uris}  # driver: it answers
+        self.scan_took: Callable[[str, float], None] = lambda driver, seconds: None
         self._drivers: set[str] = set()
         self._expected = len(uris)
         self._after_scan = scanned
@@ -83,9 +85,12 @@ class Ear:
             case Scanned():
                 self.agent.scanned(event.driver, event.uuids, lambda uuid: operations.begins(uuid, event.began, now))
                 operations.forget(now)
+                self.connected[event.driver] = True
+                self.scan_took(event.driver, max(0.0, now - event.began))
                 self._drivers.add(event.driver)
                 self._after_scan()
             case Unread():
                 log.warning("domain %s: libvirt does not show it: %s", event.uuid, event.reason)
             case Lost():
+                self.connected[event.driver] = False
                 log.warning("libvirt %s: %s: its guests' network stays as it is", event.driver, event.reason)

@@ -39,6 +39,11 @@ class Logs:
         self._listener.close()
         self._journal.close()
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Packets that Log rules met, and those of them that are not in the journal."""
+        return self._packets.told + self._packets.untold, self._packets.untold
+
     def hear(self, now: float) -> None:
         self._packets.heard(self._listener.read(), self._agent.calc.desired.logs, now)
         self._packets.lost(self._listener.lost - self._lost)

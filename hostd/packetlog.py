@@ -141,21 +141,25 @@ class PacketLog:
         self._since = float("-inf")
         self._written = 0
         self._missed = 0
+        self.told = self.untold = 0  # in all
 
     def heard(self, entries: Iterable[Logged], points: Mapping[str, LogPoint], now: float) -> None:
         self.tick(now)
         for each in entries:
             if self._written >= A_SECOND:
-                self._missed += 1
+                self.lost(1)
                 continue
             self._written += 1
             point = points.get(each.tag)
-            if not self._write(entry(each, point, self._who(each, point))):
-                self._missed += 1
+            if self._write(entry(each, point, self._who(each, point))):
+                self.told += 1
+            else:
+                self.lost(1)
 
     def lost(self, count: int) -> None:
-        """On the way here."""
+        """On the way here, or from here."""
         self._missed += count
+        self.untold += count
 
     def tick(self, now: float) -> None:
         if now - self._since < 1.0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from slash32.errors import Slash32Error
+from slash32.metrics import Histogram
 from slash32.net import Address, Prefix
 from slash32.policy import Direction
 from slash32.wire import Failure
@@ -58,6 +59,7 @@ class Counters:
     resyncs: int = 0
     healed: int = 0  # operations that undid somebody else's change
     ended: int = 0  # tracked flows that a change took the permission from
+    refused: int = 0  # objects that the kernel did not take
 
 
 @dataclass(slots=True)
@@ -76,6 +78,9 @@ class Settler:
     force: InForce = field(default_factory=InForce)
     dispatcher_port: int = 0  # what no host endpoint closes
     owes: Callable[[bool], None] = lambda _: None  # told before flows may have to be ended, and when they are
+    clock: Callable[[], float] = lambda: 0.0  # seconds, for the two that follow
+    applied: Histogram = field(default_factory=Histogram)  # how long writing took
+    resynced: Histogram = field(default_factory=Histogram)  # how long reading and making good took
 
     def settle(self, dirty: Dirty) -> list[Failure]:
         """Plan within `dirty` and apply. Returns all that is refused at present, not only by this call."""
@@ -92,7 +97,10 @@ class Settler:
             refused: list[Refused] = []
             if len(todo):
                 self.counters.writes += len(todo)
+                begun = self.clock()
                 refused = self.kernel.apply(todo, self.actual)
+                self.applied.observe(self.clock() - begun)
+                self.counters.refused += len(refused)
             self.force.came(scope, todo, [refusal.scope for refusal in refused])
             for refusal in refused:
                 self._note(refusal)
@@ -128,6 +136,7 @@ class Settler:
         Where the kernel cannot be read, or refuses the guard, that is a refusal like others: said, and tried again.
         """
         self.counters.resyncs += 1
+        begun = self.clock()
         try:
             repaired = self.kernel.load() and self.counters.resyncs > 1
             taken, self.actual = self.actual.taken, self.kernel.read()
@@ -144,6 +153,7 @@ class Settler:
         failures = self.settle(dirty)
         self.counters.healed += self.counters.writes - before + repaired
         self.actual.members = None
+        self.resynced.observe(self.clock() - begun)
         return failures
 
     def retry_due(self, now: float) -> bool:
