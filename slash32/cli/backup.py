@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import os
-import secrets
 import stat
 import sys
 from pathlib import Path
@@ -80,7 +79,7 @@ def _may_write(path: Path, force: bool) -> None:
 
 def _write(path: Path, content: bytes, force: bool) -> None:
     """Beside it first: whoever looks sees the old file, or all of the new one, also after a power cut."""
-    fresh = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
+    fresh = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -16,11 +16,10 @@ from slash32.errors import Slash32Error, printable, visible
 from . import completing, show, text
 from .backup import backup, restore
 from .client import CallError, Client
-from .diff import diff
 from .dispatchers import dispatcher, store
-from .explain import explain
 from .files import DOMAINS, RESOURCES, Checked, check, check_text, duplicates, expand, is_xml
 from .host import host
+from .later import Later
 from .place import PORT, SOCKET, place_of
 from .schema import schema
 from .waiting import Outcome, follow, terminal_progress
@@ -367,12 +366,16 @@ def completion(shell: str) -> None:
 
 def _taught(command: click.Command) -> None:
     """Every help ends with the exit codes, and knows the kinds."""
+    if isinstance(command, Later):
+        command.taught = _taught  # once it is there
     command.epilog = CODES
     command.help = (command.help or "").replace("{kinds}", show.KIND_HELP)
     for inner in command.commands.values() if isinstance(command, click.Group) else ():
         _taught(inner)
 
 
+diff = Later("diff", "What would a change do, and to whom?")
+explain = Later("explain", "May SRC speak to DST, and which rule says so?")
 for _command in (audit, backup, diff, dispatcher, explain, host, restore, schema, store, watch):
     cli.add_command(_command)
 _taught(cli)

@@ -5,10 +5,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from slash32.documents import MAX_BYTES, Document
 from slash32.errors import ResourceError, printable, quoted
 from slash32.resources import Resource, decode, kind_of, load_yaml
+
+if TYPE_CHECKING:
+    from slash32.documents import Document
 
 RESOURCES = (".yaml", ".yml", ".json")
 DOMAINS = (".xml",)
@@ -52,6 +55,8 @@ def _inside(path: Path, suffixes: tuple[str, ...]) -> list[Path] | None:
 
 
 def _read_stdin() -> bytes | str:
+    from slash32.documents import MAX_BYTES  # with PyYAML: only where something is read
+
     if sys.stdin is None:
         return "it is closed"
     try:
@@ -61,6 +66,8 @@ def _read_stdin() -> bytes | str:
 
 
 def _read(path: Path) -> bytes | str:
+    from slash32.documents import MAX_BYTES
+
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)  # one more than is allowed: enough to be refused

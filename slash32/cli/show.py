@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import click
 
-from slash32.documents import dump_yaml
 from slash32.errors import Slash32Error, quoted
 from slash32.resources import API_VERSION, KINDS, find_kind
 
 from . import text
 from .client import Client, Json
-from .description import describe_endpoint, describe_resource
 from .tables import cell, table
 
 ENDPOINTS = ("endpoints", "endpoint", "ep")
@@ -66,7 +64,11 @@ def names(client: Client, kind: str) -> list[str]:
 
 
 def dump(value: object, output: str) -> str:
-    return json_text(value, 2) if output == "json" else dump_yaml(value)
+    if output == "json":
+        return json_text(value, 2)
+    from slash32.documents import dump_yaml  # PyYAML only where YAML is made
+
+    return dump_yaml(value)
 
 
 def json_text(value: object, indent: int | None = None) -> str:
@@ -96,6 +98,8 @@ def _endpoints(client: Client, name: str | None) -> list[Json]:
 
 
 def describe(client: Client, kind: str, name: str) -> str:
+    from .description import describe_endpoint, describe_resource  # the whole model, for this only
+
     if kind != "Endpoint":
         return describe_resource(client, kind, name)
     found = _endpoints(client, name)

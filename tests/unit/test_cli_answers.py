@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -12,10 +14,12 @@ import pytest
 from canned import Answer, Dispatcher, Run, Server, on_a_socket, runs
 
 from slash32.cli.client import Client
+from slash32.cli.commands import cli
 from slash32.cli.waiting import follow
 from slash32.documents import load_yaml
 from slash32.resources import decode, encode
 
+REPO = Path(__file__).resolve().parents[2]
 POLICY = """\
 apiVersion: slash32/v1
 kind: GlobalNetworkPolicy
@@ -434,6 +438,16 @@ def test_help_teaches_and_documents_exit_codes(run: Run) -> None:
     for command in ("apply", "get", "describe", "delete", "validate", "adopt"):
         assert "Examples:" in run(command, "--help")[1]
     assert "slash32-hostd key --next" in run("host", "rotate", "--help")[1]
+
+
+def test_help_imports_little() -> None:
+    code = "import sys; from slash32.cli.__main__ import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    had = set(done.stdout.splitlines()[-1].split())
+    assert had & {"yaml", "zmq", "lxml", "msgpack", "slash32.compare", "slash32.verdict"} == set()
+    assert "click" in had, "the control"
+    for name in ("diff", "explain"):
+        assert cli.commands[name].short_help == cli.commands[name].whole.short_help
 
 
 def test_completion(run: Run) -> None:
