@@ -159,7 +159,9 @@ def problems(agent: Agent, present: Present) -> list[str]:
     found += [f"{failure.object}: {failure.message}" for failure in agent.settler.failures()]
     if present.trouble:
         found.append(f"disk: {present.trouble}")
-    if not any(present.libvirt.values()):
+    if feed is not None and feed.key_trouble:
+        found.append(f"key: {feed.key_trouble}")
+    if present.libvirt and not any(present.libvirt.values()):
         found.append("libvirt does not answer: guests that start are not seen")
     return found
 
