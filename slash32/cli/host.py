@@ -162,7 +162,7 @@ def fence(client: Client, name: str, reason: str, yes: bool) -> None:
     confirm(f"Fence host {name}? Its {endpoints} lose their network at once.", yes, f"Host {name}: not fenced")
     answer = client.post("hosts", name, "fence", body={"reason": reason} if reason else {})
     about = f"(revision {answer.get('revision')}); back with: slash32 host unfence {name}"
-    click.echo(printable(f"Host {name} fenced, {endpoints} released {about}"))
+    click.echo(printable(f"Host {name} fenced, and its {endpoints} released {about}"))
 
 
 @host.command(short_help="Let a fenced host's guests back.")

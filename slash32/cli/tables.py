@@ -135,7 +135,7 @@ def _cut(value: str, at_most: int) -> str:
 
 
 _PLAIN = (str, int, float, bool, type(None))
-_LONG = ("publicKey",)
+_LONG = ("publicKey", "public_key")
 _TABLES: dict[str, Callable[[Sequence[Json], bool], str]] = {
     "Endpoint": _endpoints,
     "Host": _hosts,

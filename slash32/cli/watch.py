@@ -101,7 +101,7 @@ def audit(client: Client, limit: int, since: int | None, output: str) -> None:
     revisions say. The dispatcher keeps the last 10,000.
     """
     query = f"limit={limit}" + ("" if since is None else f"&since={since}")
-    items = sorted(client.items("audit", query=query), key=show.revision_of)
+    items = sorted(reversed(client.items("audit", query=query)), key=show.revision_of)  # told the newest first
     if output != "table":
         click.echo(show.dump({"items": items}, output))
     elif items:

@@ -102,7 +102,7 @@ def test_fence_and_unfence(dispatcher: Dispatcher, run: Run) -> None:
         dispatcher.answers["POST", f"/v1/hosts/h1/{verb}"] = (200, {"revision": 7})
     code, out, _ = run("host", "fence", "h1", "--yes", "--reason", "disk\x1b dies")
     about = "(revision 7); back with: slash32 host unfence h1"
-    assert (code, out) == (0, f"Host h1 fenced, 4 endpoints released {about}\n")
+    assert (code, out) == (0, f"Host h1 fenced, and its 4 endpoints released {about}\n")
     assert run("host", "fence", "h1", "--yes")[0] == 0
     assert run("host", "unfence", "h1")[:2] == (0, "Host h1: fenced no longer (revision 7)\n")
     bodies = [body for method, _, body in dispatcher.asked if method == "POST"]
