@@ -124,9 +124,10 @@ def restore(client: Client, file: str, replace: bool, yes: bool) -> None:
       slash32 diff -f policies/                    is anything missing that was changed after the backup?
       slash32 adopt --all                          let the hosts take it
 
-    The file is checked before anything is asked. Endpoints that run stay, as far as their hosts do: hosts tell them, not
-    backups. A host that has seen a later revision than the backup's, or another store, holds what it has until `slash32
-    adopt`. With --replace, what the dispatcher was told before is gone. It asks on a terminal; elsewhere give --yes.
+    The file is checked before anything is asked. Endpoints that run stay, as far as their hosts do: hosts tell them,
+    not backups. A host that has seen a later revision than the backup's, or another store, holds what it has until
+    `slash32 adopt`. With --replace, what the dispatcher was told before is gone. It asks on a terminal; elsewhere
+    give --yes.
     """
     content = _read(file)
     saved = check(content, _short(file))
@@ -142,7 +143,7 @@ def restore(client: Client, file: str, replace: bool, yes: bool) -> None:
         raise
     revision = answer.get("revision", saved.revision)
     click.echo(printable(f"restored: {what}; the dispatcher is at revision {revision}"))
-    click.echo("hosts that have seen a later revision, or another store, hold what they have: slash32 status, slash32 adopt")
+    click.echo("hosts that have seen a later revision, or another store, hold what they have until slash32 adopt")
 
 
 def _read(file: str) -> bytes:

@@ -101,7 +101,8 @@ def audit(client: Client, limit: int, since: int | None, output: str) -> None:
     revisions say. The dispatcher keeps the last 10,000.
     """
     query = f"limit={limit}" + ("" if since is None else f"&since={since}")
-    items = sorted(reversed(client.items("audit", query=query)), key=show.revision_of)  # told the newest first
+    newest_first = client.items("audit", query=query)
+    items = sorted(newest_first[::-1], key=show.revision_of)
     if output != "table":
         click.echo(show.dump({"items": items}, output))
     elif items:

@@ -96,7 +96,7 @@ def test_restore(dispatcher: Dispatcher, run: Run, tmp_path: Path, monkeypatch: 
     code, out, err = run("restore", file, "--yes")
     assert (code, err) == (0, "") and out.splitlines() == [
         "restored: revision 812, made 2026-11-23T18:47:30Z, 2 records; the dispatcher is at revision 812",
-        "hosts that have seen a later revision, or another store, hold what they have: slash32 status, slash32 adopt",
+        "hosts that have seen a later revision, or another store, hold what they have until slash32 adopt",
     ]
     assert run("restore", file, "--yes", "--replace")[0] == 0
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
