@@ -28,6 +28,12 @@ slash32-hostd status                         is all well here?
 """
 
 
+_KEYS = """\
+slash32-hostd key             the spec.publicKey of slash32-policy(5), always in "quotes" there
+slash32-hostd key --next      then, on the dispatcher: slash32 host rotate h1 --key 'WHAT IT PRINTED'
+"""
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -98,8 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     outputs = ("table", "wide", "json", "yaml")
     show.add_argument("-o", "--output", choices=outputs, default="table", help="default: table")
-    key = "print this host's public key, for its Host resource on the dispatcher; made at first use"
-    verb("key", _key, key, 'slash32-hostd key      the spec.publicKey of slash32-policy(5), always in "quotes" there')
+    words = "print this host's public key, for its Host resource on the dispatcher; made at first use"
+    key = verb("key", _key, words, _KEYS)
+    which = key.add_mutually_exclusive_group()
+    which.add_argument("--next", action="store_true", help="of the key that is to replace it, made at first use")
+    which.add_argument("--discard-next", action="store_true", help="no other key is to replace it")
     words = "isolate unknown guests, and do nothing else; slash32-guard.service does it at boot"
     guard = verb("guard", _guard, words, "slash32-hostd guard      changes nothing where the guard is in place")
     guard.add_argument("--first-install", action="store_true", help="spare the untagged guests that run now")
@@ -136,11 +145,16 @@ def _status(config: Config, arguments: argparse.Namespace) -> int:
     return show(config.run_dir, arguments.output)
 
 
-def _key(config: Config, _: argparse.Namespace) -> int:
-    from slash32.keys import load_or_create_key
+def _key(config: Config, arguments: argparse.Namespace) -> int:
+    from slash32.keys import discard_next, load_or_create_key, next_file
 
     config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    print(load_or_create_key(config.state_dir / "hostd.key").public)
+    file = config.key_file
+    if arguments.discard_next:
+        print("discarded" if discard_next(file) else "there is none")
+        return 0
+    present = load_or_create_key(file).public  # before a next one there is one
+    print(load_or_create_key(next_file(file)).public if arguments.next else present)
     return 0
 
 

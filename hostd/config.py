@@ -59,6 +59,10 @@ class Config:
     state_dir: Path = STATE
     run_dir: Path = RUN
 
+    @property
+    def key_file(self) -> Path:
+        return self.state_dir / "hostd.key"
+
     def guard(self, drop_transit: tuple[int, ...]) -> Guard:
         known = int(self.dispatcher[0].rpartition(":")[2]) if self.dispatcher else 0
         return Guard(self.guard_prefixes, self.group_base, self.conn_limit, drop_transit, known)

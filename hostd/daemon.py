@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from slash32 import __version__
-from slash32.errors import Slash32Error
+from slash32.errors import Slash32Error, visible
 from slash32.metrics import CONTENT_TYPE
 from slash32.notify import notify
 from slash32.process import usage
@@ -32,7 +32,7 @@ from .dataplane.netlink import Overrun
 from .dataplane.witness import Witness
 from .ear import Ear
 from .exempt import listed
-from .feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Place
+from .feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Missed, Place
 from .inbox import STATUS, Inbox, Request
 from .journal import Journal
 from .logs import Logs
@@ -48,6 +48,7 @@ log = logging.getLogger("slash32.hostd")
 TICK = 0.5  # seconds
 AUDIT = 60.0  # seconds between looks at what sends no notification
 POLL = 0.25  # seconds between looks at a packet filter that sends none
+MAX_TOLD = 100  # lines about dispatchers that are not there
 COUNT = 5.0  # seconds between looks at what staged policies have counted
 
 
@@ -92,6 +93,7 @@ class Daemon:
         self._audited = self._retried = self._counted = self._polled = time.monotonic()
         self._pause = POLL if self.machine.packet_filter == IPTABLES else TICK
         self._said: tuple[object, ...] = ()
+        self._told: set[str] = set()  # about dispatchers, since one was followed
         self._running = True
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -203,21 +205,21 @@ class Daemon:
         """In order, but for what the replica already took: that is one change of the kernel, before any answer."""
         batch = [event for event in events if isinstance(event, Applied)]
         if batch:
+            self._told.clear()
             self.memory.applied(batch)
             self.agent.applied(batch[-1].revision, absorb(self.settler.calc, batch))
             self._allow_pruning()
         for event in events:
             match event:
                 case Connected(endpoint):
-                    log.info("connected to the dispatcher at %s", endpoint)
+                    self._tell(logging.INFO, f"connected to the dispatcher at {endpoint}")
                     self.agent.connected(now)
                 case Disconnected(reason, away):
-                    log.log(
-                        logging.INFO if away else logging.WARNING,
-                        "no dispatcher: %s: the last state stays in force",
-                        reason,
-                    )
+                    level = logging.INFO if away else logging.WARNING
+                    self._tell(level, f"no dispatcher: {reason}: the last state stays in force")
                     self.agent.disconnected()
+                case Missed(endpoint, reason):
+                    self._tell(logging.WARNING, f"dispatcher {endpoint}: {reason}")
                 case ClaimAnswer(seq, refused):
                     self.measured.claims_refused += len(refused)
                     self.agent.answered(seq, {r.key: r.message for r in refused}, now)
@@ -228,6 +230,12 @@ class Daemon:
                 case Held(reason):
                     log.error("held: %s: check the dispatcher, then run `slash32 adopt`", reason)
                     self.agent.held = reason
+
+    def _tell(self, level: int, line: str) -> None:
+        """Each line once, until a dispatcher is followed again: it is knocked at every few seconds."""
+        if line not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(line)
+            log.log(level, "%s", visible(line))
 
     def _allow_pruning(self) -> None:
         """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard.
@@ -333,10 +341,9 @@ class Daemon:
         config = self.config
         if not config.dispatcher:
             return None
-        keys = config.state_dir / "hostd.key"
         places = tuple(Place(*each) for each in config.dispatchers())
         about = {"version": __version__, "filter": self.machine.packet_filter}
-        return Feed(FeedConfig(places, keys, config.addresses, config.host, about), self.memory.replica)
+        return Feed(FeedConfig(places, config.key_file, config.addresses, config.host, about), self.memory.replica)
 
     def _page(self, path: str) -> Page | None:
         """What `metrics_listen` shows."""

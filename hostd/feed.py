@@ -21,7 +21,8 @@ from .dealer import Place
 from .line import Line
 
 __all__ = [
-    "Applied", "Asked", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held", "Place",
+    "Applied", "Asked", "ClaimAnswer", "Connected", "Disconnected", "Feed", "FeedConfig", "FeedEvent", "Held", "Missed",
+    "Place",
 ]  # fmt: skip
 
 PING_EVERY = 5.0  # seconds
@@ -52,6 +53,13 @@ class Disconnected(NamedTuple):
     away: bool = False
 
 
+class Missed(NamedTuple):
+    """There was no session with that dispatcher, and why."""
+
+    endpoint: str
+    reason: str
+
+
 class ClaimAnswer(NamedTuple):
     """Of the report, claim or release with this number; what it needs was applied before."""
 
@@ -66,7 +74,7 @@ class Asked(NamedTuple):
     question: str
 
 
-FeedEvent = Connected | Disconnected | ClaimAnswer | Applied | Held | Asked
+FeedEvent = Connected | Disconnected | Missed | ClaimAnswer | Applied | Held | Asked
 
 
 @dataclass(slots=True)
@@ -172,9 +180,12 @@ class Feed:
         self._line.awake()
         self._hear(now)
         self._greet(now)
-        why = self._line.step(now)
+        endpoint, why = self._line.endpoint, self._line.step(now)
         if why:
+            if self._session.hello_at < 0:
+                self._events.append(Missed(endpoint, why))
             self._drop(why)
+            self._session = _Session()
         events, self._events = self._events, []
         return events
 
@@ -217,6 +228,7 @@ class Feed:
                 return
             if self._line.another_key(now):  # made since
                 self._drop("a new connection, with the next key")
+                self._session = _Session()
                 return
         hello = self.replica.hello(self.config.addresses)._replace(name=self.config.host, about=self.config.about)
         if not self._line.send(wire.encode_to_dispatcher(hello)):
