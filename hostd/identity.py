@@ -14,7 +14,7 @@ class Identity:
         self.present = load_or_create_key(file)
         self.trouble = ""  # why the next key is not used, if there is one and it is not
 
-    def keys(self) -> list[KeyPair]:
+    def offered(self) -> list[KeyPair]:
         """In the order in which they are tried: a next key is made to be used."""
         try:
             following = load_next(self._file)

@@ -156,7 +156,7 @@ class Line:
 
     def another_key(self, now: float) -> bool:
         """Whether there is one now to be tried before the one in use; then a new connection with that is made."""
-        if self._dealer is None or self.identity.keys()[0] == self._dealer.keys:
+        if self._dealer is None or self.identity.offered()[0] == self._dealer.keys:
             return False
         self._hang_up()
         self._keys = []
@@ -166,7 +166,7 @@ class Line:
     def _knock(self, now: float) -> None:
         """Raises ValueError for a place that zmq does not take: at the beginning, or never."""
         place = self._places[self._rounds.present]
-        self._keys = self._keys or self.identity.keys()
+        self._keys = self._keys or self.identity.offered()
         self._begun, self._reached = now, False
         pace = SEVERAL if self.several else ALONE
         self._dealer = Dealer(self._context, place, self._keys.pop(0), pace)
