@@ -2,19 +2,30 @@
 # which systemd does not try again.
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import dispatcher.__main__
 import hostd.__main__
-from hostd.config import Config
+from hostd.config import Config, decode
 
 KEY = "X]+9gId{iHrQk})+WQNPJAgaRnGzi)Xkt<[{]%:2"
 
 
 def fleet(dispatcher: str = "tcp://10.0.0.1:5532", key: str = KEY) -> str:
     return f'dispatcher = "{dispatcher}"\ndispatcher_key = "{key}"\n'
+
+
+def three(*others: int | str, port: int = 5532) -> str:
+    """10.0.0.1 and others, and the key(s)."""
+    key = next((other for other in others if isinstance(other, str)), f'"{KEY}"')
+    numbers = [1, *(other for other in others if isinstance(other, int))]
+    ports = [*[5532] * (len(numbers) - 1), port]
+    endpoints = [f"tcp://10.0.0.{n}:{each}" for n, each in zip(numbers, ports, strict=True)]
+    return f"dispatcher = {json.dumps(endpoints)}\ndispatcher_key = {key}\n"
 
 
 HOSTD = [  # text, and a piece of the complaint
@@ -49,6 +60,18 @@ HOSTD = [  # text, and a piece of the complaint
     (fleet("tcp://10.0.0.1:5532\\nx"), "not like tcp"),
     (fleet(key="short"), "dispatcher_key:"),
     (fleet(key="~" * 40), "dispatcher_key:"),
+    (fleet(key="#" * 40), "dispatcher_key:"),  # Z85 by its characters only
+    ("dispatcher = 1", "dispatcher: give a string, or a list of strings"),
+    ('dispatcher = ["tcp://10.0.0.1:5532", 2]', "dispatcher: give a string, or a list of strings"),
+    (f'dispatcher = []\ndispatcher_key = "{KEY}"', "belong together"),
+    (f'dispatcher = ["tcp://10.0.0.1:5532", ""]\ndispatcher_key = "{KEY}"', 'dispatcher: "" is not like'),
+    (f'dispatcher = ["tcp://10.0.0.1:5532", "x\\ny"]\ndispatcher_key = "{KEY}"', "is not like tcp"),
+    (three(2, 1), "is there twice"),
+    (three(2, 2, port=5533), "ports 5532, 5533: give all dispatchers the same port"),
+    (three(2, 3, f'["{KEY}", "{KEY}"]'), "dispatcher_key: 2 keys: give one key that all 3"),
+    (three(2, 3, f'["{KEY}", "{KEY}", "short"]'), 'dispatcher_key: "short" is not a key'),
+    (three(2, 3, "[]"), "belong together"),
+    (three(*range(2, 17)), "dispatcher: 16 of them, more than 15"),
     ("guard_prefixes = []", "guard_prefixes:"),
     ('guard_prefixes = ["v"]', "guard_prefixes:"),
     ('guard_prefixes = ["vnet*"]', "guard_prefixes:"),
@@ -144,6 +167,19 @@ def test_the_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     write(tmp_path / "d.toml", f'listen = "tcp://*:5532"\nkey_file = "{state}/d.key"\n')
     assert dispatcher.__main__.main(["key", "--config", str(tmp_path / "d.toml")]) == 0
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [40, 40]
+
+
+def test_one_dispatcher_or_several() -> None:
+    def read(text: str) -> list[tuple[str, str]]:
+        return list(decode(tomllib.loads(text)).dispatchers())
+
+    other = KEY[::-1]
+    assert read("") == read('dispatcher = ""\ndispatcher_key = ""') == []
+    assert read(fleet()) == read(f'dispatcher = ["tcp://10.0.0.1:5532"]\ndispatcher_key = ["{KEY}"]')
+    assert read(fleet()) == [("tcp://10.0.0.1:5532", KEY)]
+    assert read(three(2, 3)) == [(f"tcp://10.0.0.{n}:5532", KEY) for n in (1, 2, 3)]
+    assert [key for _, key in read(three(2, 3, json.dumps([KEY, other, KEY])))] == [KEY, other, KEY]
+    assert decode(tomllib.loads(three(2))).guard(()).dispatcher_port == 5532
 
 
 def test_the_guard_goes_up_whatever_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
