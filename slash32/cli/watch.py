@@ -101,8 +101,8 @@ def audit(client: Client, limit: int, since: int | None, output: str) -> None:
     revisions say. The dispatcher keeps the last 10,000.
     """
     query = f"limit={limit}" + ("" if since is None else f"&since={since}")
-    newest_first = client.items("audit", query=query)
-    items = sorted(newest_first[::-1], key=show.revision_of)
+    items = client.items("audit", query=query)[::-1]  # told the newest first
+    items.sort(key=show.revision_of)
     if output != "table":
         click.echo(show.dump({"items": items}, output))
     elif items:
