@@ -26,7 +26,9 @@ STRIDE = 1009  # between guests that join a group
 PATIENCE = 120.0  # seconds until a condition that should hold is given up
 
 
-class _Api(http.client.HTTPConnection):
+class Api(http.client.HTTPConnection):
+    """The operators' socket, with one connection kept."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("dispatcher", timeout=PATIENCE)
         self.path = path
@@ -35,6 +37,15 @@ class _Api(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self.path))
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """Raises CageError."""
+        self.request(method, path, None if body is None else json.dumps(body))
+        answer = self.getresponse()
+        said = json.loads(answer.read())
+        if answer.status != 200:
+            raise CageError(f"{method} {path}: {said}")
+        return said
 
 
 def _daemon(room: str, config: Path) -> list[str]:
@@ -62,19 +73,11 @@ class Dispatcher:
         self.key = subprocess.run([*argv[:-1], "key"], capture_output=True, text=True, check=True).stdout.strip()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log)
-        self._api = _Api(folder / "api.sock")
+        self.call = Api(folder / "api.sock").call
         until((folder / "api.sock").exists, self._why)
 
     def _why(self) -> str:
         return f"the dispatcher does not start: {self._log.read_text().strip()[-300:]}"
-
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        self._api.request(method, path, None if body is None else json.dumps(body))
-        answer = self._api.getresponse()
-        said = json.loads(answer.read())
-        if answer.status != 200:
-            raise CageError(f"{method} {path}: {said}")
-        return said
 
     def apply(self, *documents: dict[str, Any]) -> int:
         return int(self.call("POST", "/v1/apply", {"documents": documents})["revision"])
