@@ -209,7 +209,11 @@ class FakeHost:
 def turn(hosts: list[FakeHost], seconds: float = 0.05) -> None:
     """Lets the hosts take what has come."""
     running = [host for host in hosts if host.feed is not None]
-    select.select([host.feed for host in running], [], [], seconds)
+    poll = select.poll()  # select() knows descriptors below 1024 only
+    for host in running:
+        assert host.feed
+        poll.register(host.feed.fileno(), select.POLLIN)
+    poll.poll(seconds * 1000)
     for host in running:
         assert host.feed
         host.take(host.feed.ready(time.monotonic()))
