@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from slash32 import journal
 from slash32.errors import Slash32Error
 from slash32.keys import load_or_create_key
 from slash32.usage import Parser
@@ -21,8 +22,8 @@ from slash32.usage import Parser
 from .api import Api
 from .config import PATH, Config, ConfigError, load
 from .core import Core
+from .disk import Disk
 from .loop import Loop
-from .store import Store
 
 log = logging.getLogger("slash32.dispatcher")
 
@@ -82,13 +83,13 @@ def _key(config: Config) -> int:
 
 
 def _run(config: Config) -> int:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    journal.begin(config.log_format)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one descriptor per host
     keys = load_or_create_key(config.key_file)
-    store = Store(config.database)
+    store = Disk(config.database)
     try:
-        core = Core(store, time.monotonic)
+        core = Core(store, time.monotonic, time.time, config.name)
         loop = Loop(core, config.listen, keys)
         api = Api(loop, config.socket)
         try:

@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from slash32.errors import Slash32Error, quoted
 from slash32.wire import MAX_QUESTION
 
-from . import operators, questions
+from . import fleet, operators, questions
 from .core import Core
 from .loop import Loop
 from .openapi import DOCUMENT
@@ -66,10 +66,10 @@ class Api:
             web.delete("/v1/resources/{kind}/{name}", self._delete),
             web.get("/v1/resources/{kind}", self._list),
             web.get("/v1/resources/{kind}/{name}", self._get),
-            web.get("/v1/endpoints", self._plain(operators.endpoints)),
-            web.get("/v1/hosts", self._plain(operators.hosts)),
+            web.get("/v1/endpoints", self._plain(fleet.endpoints)),
+            web.get("/v1/hosts", self._plain(fleet.hosts)),
             web.get("/v1/revisions/{number}", self._revision),
-            web.get("/v1/status", self._plain(operators.status)),
+            web.get("/v1/status", self._plain(fleet.status)),
             web.post("/v1/adopt", self._adopt),
             web.post("/v1/ask", self._ask),
             web.get("/v1/openapi.json", _openapi),
@@ -100,7 +100,7 @@ class Api:
         names = body.get("hosts") if isinstance(body, dict) and set(body) == {"hosts"} else None
         if body != {"all": True} and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
             raise operators.Refused(400, 'the body is neither {"hosts": [...]} nor {"all": true}')
-        return await self._run(lambda core: operators.adopt(core, names))
+        return await self._run(lambda core: fleet.adopt(core, names))
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request)
@@ -113,7 +113,7 @@ class Api:
             raise operators.Refused(400, f"{len(wanted)} hosts; at most {questions.MOST} can be asked at once")
         if len(text) > MAX_QUESTION:
             raise operators.Refused(400, f"the question has {len(text)} characters; at most {MAX_QUESTION}")
-        asked = await asyncio.wrap_future(self._dispatcher.submit(lambda core: operators.ask(core, wanted, text)))
+        asked = await asyncio.wrap_future(self._dispatcher.call(lambda core: fleet.ask(core, wanted, text)))
         outcome: questions.Outcome = await asyncio.wrap_future(asked.future)
         answers = {host: _answer(said) for host, said in sorted(outcome.answers.items())}
         return _json({"answers": answers, "silent": outcome.silent})

@@ -13,11 +13,13 @@ Member = Address | Prefix
 
 @dataclass(slots=True)
 class Batch:
-    """Net changes of objects, and whose interest in which objects began or ended."""
+    """Net changes of objects, whose interest in which objects began or ended, and which hosts came and went."""
 
     changes: list[Change] = field(default_factory=list)
     gained: list[tuple[str, ObjectKey]] = field(default_factory=list)
     lost: list[tuple[str, ObjectKey]] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
 
 
 class Changes:

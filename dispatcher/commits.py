@@ -17,6 +17,7 @@ from slash32.net import Address
 from slash32.pack import WireError, pack_endpoint, unpack_endpoint
 
 AUDIT_KEPT = 10_000  # entries; the oldest go
+ANY = (1 << 63) - 1  # revision: whatever it is
 
 
 class StoreError(Slash32Error):
@@ -27,7 +28,7 @@ class Table(enum.StrEnum):
     RESOURCE = "resource"  # (kind, name) -> Resource
     ENDPOINT = "endpoint"  # (uuid, mac) -> Holding
     HOST = "host"  # (name) -> HostState
-    SUPERSEDED = "superseded"  # (epoch) -> True: an operator gave that store up for this one
+    SUPERSEDED = "superseded"  # (epoch) -> int: hosts of that store, up to this revision, are to follow this one
     DISPATCHER = "dispatcher"  # (name) -> Peer
     AUDIT = "audit"  # (revision as 20 digits, number as 4 digits) -> Entry
 
@@ -64,7 +65,7 @@ class Entry(NamedTuple):
     change: str  # created | configured | deleted | fenced | ...
 
 
-Record = resources.Resource | Holding | HostState | Peer | Entry | bool
+Record = resources.Resource | Holding | HostState | Peer | Entry | int
 Key = tuple[str, ...]
 
 
@@ -165,7 +166,7 @@ def encode_record(record: Record) -> bytes:
             found = [list(addresses), ahead, fenced, next_key]
         case Peer() | Entry():
             found = list(record)
-        case bool():
+        case int():
             found = record
         case _:
             return json.dumps(resources.encode(record), separators=(",", ":")).encode()
@@ -191,7 +192,7 @@ def decode_record(table: Table, data: bytes) -> Record:
                 at, *words = raw
                 return Entry(float(at), *map(str, words))
             case Table.SUPERSEDED:
-                return bool(raw)
+                return int(raw)
     except (ValueError, TypeError, msgpack.UnpackException, WireError, Slash32Error) as e:
         raise StoreError(f"a record of table {table.value} cannot be read ({' '.join(str(e).split())[:200]})") from None
 

@@ -1,30 +1,32 @@
 # Owns: the dispatcher without its sockets: what each message of a host and each word of an operator means. One thread.
-# Inputs are taken one by one; `flush` commits all of them at once, durably, and only then says what is to be sent.
+# Inputs are taken one by one; `flush` has those that change something committed together, durably, and only then says
+# what is to be sent.
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from slash32 import resources, wire
+from slash32 import wire
 from slash32.errors import quoted
-from slash32.model import Endpoint, EndpointKey, Host
-from slash32.policy import HostEndpoint, NetworkSet, Policy, Profile, Tier
+from slash32.model import EndpointKey, Host
 from slash32.sync import NO_SESSION
-from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Refusal, Release, Report, WireError
+from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
 
-from . import store as disk
+from .claims import Claims
+from .commits import ANY, Commit, Store, Table
 from .fanout import Fanout, Frames
+from .inputs import Command, Said
+from .ledger import Ledger
 from .live import Commits
+from .metrics import Counts
 from .questions import SECONDS, Inquiry, Questions
-from .registry import Registry
+from .turns import Turns
 
 log = logging.getLogger("slash32.dispatcher")
 
 SILENCE = 20.0  # seconds without a word from a host: not connected
-MAX_HELD = 4 * wire.MAX_REPORT  # addresses and prefixes of one host's guests: each is a route on every host
-MAX_ALARMS = 1000  # of one host: it hides no other's
 MAX_WORDS = 100  # lines about one host between two sweeps
 Out = tuple[bytes, Frames]  # routing id, frames
 
@@ -34,72 +36,54 @@ class Session:
     """One connection of a host that said Hello. The routing id is random and known to nobody else."""
 
     host: str
+    key: str  # it was authenticated with
     identity: bytes
     hello: Hello
     heard: float
     reported: bool = False  # its claims are known: what it needs is certain, so its Hello can be answered
+    behind: bool = False  # the host knows more than we do: we look what others have committed
+    asked: int = 0  # inputs of its that wait to be decided
     answers: list[Frames] = field(default_factory=list)
     failures: tuple[Failure, ...] = ()
 
 
 class Core:
-    def __init__(self, store: disk.Store, clock: Callable[[], float]) -> None:
-        """Raises StoreError. `clock` is monotonic, in seconds."""
+    def __init__(self, store: Store, clock: Callable[[], float], wall: Callable[[], float], name: str = "") -> None:
+        """Raises StoreError. `clock` is monotonic, in seconds; `wall` is Unix time, for people; `name` is ours."""
+        self.clock, self.wall, self.name = clock, wall, name
         self.store = store
-        self.clock = clock
-        self.registry = Registry()
+        self.ledger = Ledger(store.load())
+        self.registry = self.ledger.registry
+        self.counts = Counts()
+        self.claims = Claims(self.ledger, self._refused)
+        self.turns = Turns(store, self.ledger, clock, self._publish)
         self.fanout = Fanout()
         self.commits = Commits()
         self.questions = Questions()
         self.sessions: dict[bytes, Session] = {}
         self.connected: dict[str, Session] = {}  # by host
-        self.alarms: dict[str, dict[EndpointKey, str]] = {}  # refused claims, by host
         self.progress = False  # a commit was completed or a host came back: waiters look again
-        self.keys: dict[str, str] = {}  # public key -> host
+        self.done: list[Command] = []  # to be told once what they caused was sent
+        self.afterwards: list[Callable[[], None]] = []  # what the command that is being decided does once it is durable
+        self.on_commit: list[Callable[[Commit], None]] = []  # told of every commit, whoever made it
         self._said: Counter[str] = Counter()  # lines written about each host since the last sweep
-        self.writes: list[disk.Write] = []
         self._out: list[Out] = []
         self._opening: dict[str, bool] = {}  # hosts to be answered; True: an operator lets them adopt our content
         self._resume: set[str] = set()
         self._answering: dict[bytes, Session] = {}
-        self._load(store.load())
-
-    def _load(self, saved: disk.Saved) -> None:
-        self.epoch, self.revision = saved.epoch, saved.revision
-        self.ahead, self.superseded = saved.ahead, saved.superseded
-        for document in saved.resources:
-            self.take(resources.decode(document, stored=True))
-        for name, addresses in saved.addresses.items():
-            if name in self.registry.hosts and addresses:
-                self.registry.report_addresses(name, addresses)
-        for host, endpoint in saved.endpoints:
-            self.registry.claim(host, endpoint)
         self.fanout.publish(self.revision, self.registry.take())
 
-    def take(self, resource: resources.Resource) -> None:
-        """Into the registry; the caller has checked it and written it."""
-        match resource:
-            case Host():
-                self.forget_key(resource.name)
-                self.registry.put_host(resource)
-                self.fanout.add_host(resource.name)
-                if resource.public_key:
-                    self.keys[resource.public_key] = resource.name
-            case Policy():
-                self.registry.put_policy(resource)
-            case Profile():
-                self.registry.put_profile(resource)
-            case Tier():
-                self.registry.put_tier(resource)
-            case NetworkSet():
-                self.registry.put_network_set(resource)
-            case HostEndpoint():
-                self.registry.put_host_endpoint(resource)
+    @property
+    def epoch(self) -> str:
+        return self.ledger.epoch
 
-    def forget_key(self, name: str) -> None:
-        old = self.registry.hosts.get(name)
-        if old is not None and self.keys.get(old.public_key) == name:
-            del self.keys[old.public_key]
+    @property
+    def revision(self) -> int:
+        return self.ledger.revision
+
+    @property
+    def alarms(self) -> dict[str, dict[EndpointKey, str]]:
+        return self.claims.alarms
 
     # -- what hosts say -------------------------------------------------------------------------------------------
 
@@ -131,14 +115,8 @@ class Core:
             case Ping():
                 sent = self.fanout.publishers[session.host].sent
                 self._out.append((session.identity, wire.encode_to_host(wire.Pong(sent))))
-            case Claim(seq, endpoint):
-                self._answer(session, seq, self._claim(session.host, endpoint))
-            case Release(seq, key):
-                self._release(session.host, key)
-                self._answer(session, seq, [])
-            case Report(seq, endpoints):
-                session.reported = True
-                self._answer(session, seq, self._report(session.host, endpoints))
+            case Claim() | Release() | Report():
+                self._ask(session, message)
             case Answer(seq, text):
                 self.questions.answer(session.host, seq, text)
             case Hello():
@@ -147,6 +125,7 @@ class Core:
     def _ack(self, session: Session, revision: int, failures: tuple[Failure, ...]) -> None:
         host = session.host
         publisher = self.fanout.publishers[host]
+        self.counts.acknowledgements += 1
         if failures or session.failures:
             for failure in set(failures) - set(session.failures):
                 self._warn(host, "%s: %s", quoted(failure.object), quoted(failure.message))
@@ -158,11 +137,27 @@ class Core:
         if unsettled != before and (self.commits.acknowledged(host, unsettled, session.heard) or before == 0):
             self.progress = True
 
+    def _ask(self, session: Session, message: Claim | Release | Report | Hello) -> None:
+        """It is answered when it was decided and what it changed is durable."""
+        session.asked += 1
+        if session.asked + len(session.answers) > 2 * wire.MAX_REPORT:
+            self.drop(session.host, "asks more than it takes answers")
+        else:
+            self.turns.add(Said(self, session, message))
+
+    def present(self, session: Session) -> bool:
+        return self.sessions.get(session.identity) is session
+
+    def answer(self, session: Session, claimed: wire.Claimed) -> None:
+        self.counts.claims_refused += len(claimed.refused)
+        session.answers.append(wire.encode_to_host(claimed))
+        self._answering[session.identity] = session
+
     def _hello(self, identity: bytes, user: str, hello: Hello) -> None:
         session = self.sessions.get(identity)
-        name, _, key = user.partition(" ") if session is None else (session.host, "", "")
+        name, _, key = user.partition(" ") if session is None else (session.host, "", session.key)
         host = self.registry.hosts.get(name)
-        if host is None or (session is None and (host.public_key != key or len(identity) != 16)):
+        if host is None or self.ledger.keys.get(key) != name or (session is None and len(identity) != 16):
             self._warn(quoted(name, 64), "said hello with a key that is not its own any more")
             self._out.append((identity, wire.encode_to_host(wire.Refused(f"host {name} has no such key any more"))))
             return
@@ -177,92 +172,72 @@ class Core:
             self._answering.pop(before.identity, None)
         if before is not None and before.identity != identity:
             self._warn(name, "a new connection replaces the old one")
-        fresh = Session(name, identity, hello, self.clock())
+        fresh = Session(name, key, identity, hello, self.clock())
         fresh.reported = before is not None and before.identity == identity and before.reported
         self.sessions[identity] = self.connected[name] = fresh
         self.fanout.publishers[name].close()
-        self._next_hops(host, hello)
-        self._look_ahead(name, hello)
-        self._opening[name] = hello.epoch != self.epoch and hello.epoch in self.superseded
+        given_up = hello.epoch != self.epoch and hello.revision <= self.ledger.superseded.get(hello.epoch, -1)
+        self._opening[name] = given_up
+        fresh.behind = hello.epoch == self.epoch and hello.revision > self.revision and self.store.shared
+        if fresh.behind:
+            self.turns.ask_head(lambda: self._caught_up(fresh))
+        else:
+            self._ask(fresh, hello)
+
+    def _caught_up(self, session: Session) -> None:
+        """What others had committed when it said Hello is known here now."""
+        session.behind = False
+        if self.present(session):
+            self._ask(session, session.hello)
 
     def _misnamed(self, identity: bytes, name: str, said: str) -> None:
         """It would take its own guests for another host's."""
         known = f'its key is that of Host {name}: set host = "{name}" in its hostd.toml, or rename the Host'
         self._warn(name, "calls itself %s: %s", quoted(said, 64), known)
-        why = f'this host calls itself {quoted(said, 64)}, {known}'
+        why = f"this host calls itself {quoted(said, 64)}, {known}"
         self._out.append((identity, wire.encode_to_host(wire.Refused(why))))
 
+    def introduced(self, session: Session, hello: Hello) -> None:
+        """What its Hello changes of what is known of it."""
+        host = self.registry.hosts[session.host]
+        self._new_key(host, session.key)
+        self._next_hops(host, hello)
+        self._look_ahead(session.host, hello)
+
+    def _new_key(self, host: Host, key: str) -> None:
+        """It uses the key that it was to use next."""
+        state = self.ledger.host(host.name)
+        if key and key == state.next_key:
+            self.ledger.set_host(host.name, state._replace(next_key=""))
+            self.ledger.put(replace(host, public_key=key))
+            self.ledger.note(self.wall(), f"Host {host.name}", "rotated")
+            log.info("host %s: uses its new key", host.name)
+
     def _next_hops(self, host: Host, hello: Hello) -> None:
-        if host.addresses or hello.addresses == self.registry.reported.get(host.name, ()):
+        state = self.ledger.host(host.name)
+        if host.addresses or hello.addresses == state.addresses:
             return
-        refusal = self.registry.report_addresses(host.name, hello.addresses)
+        refusal = self.registry.refuses_next_hops(host.name, hello.addresses)
         if refusal is not None:
             self._warn(host.name, "%s", refusal)
             return
-        self._save_host(host.name)
+        self.ledger.set_host(host.name, state._replace(addresses=hello.addresses))
 
     def _look_ahead(self, name: str, hello: Hello) -> None:
         """A host beyond our revision: this database is an old copy. That host keeps what it has until `adopt`."""
-        seen = self.ahead.get(name)
+        state = self.ledger.host(name)
+        seen = state.ahead
         if hello.epoch == self.epoch and hello.revision > self.revision:
-            self.ahead[name] = hello.revision
+            seen = hello.revision
             self._warn(name, "is at revision %d, this database at %d: it is an old copy; `slash32 adopt` if wanted",
                        hello.revision, self.revision)  # fmt: skip
         elif seen is not None and (hello.epoch != self.epoch or hello.revision < seen):
-            del self.ahead[name]
-        if self.ahead.get(name) != seen:
-            self._save_host(name)
+            seen = None
+        if seen != state.ahead:
+            self.ledger.set_host(name, state._replace(ahead=seen))
 
-    def _save_host(self, name: str) -> None:
-        self.writes.append(disk.put_host(name, self.registry.reported.get(name, ()), self.ahead.get(name)))
-
-    def _report(self, host: str, endpoints: tuple[Endpoint, ...]) -> list[Refusal]:
-        live = {endpoint.key for endpoint in endpoints}
-        for key in sorted(set(self.registry.of_host(host)) - live):
-            self._release(host, key)
-        for key in self.alarms.get(host, {}).keys() - live:
-            self._calm(host, key)
-        return [refusal for endpoint in endpoints for refusal in self._claim(host, endpoint)]
-
-    def _claim(self, host: str, endpoint: Endpoint) -> list[Refusal]:
-        present = self.registry.endpoints.get(endpoint.key)
-        if present is not None and present.host == host and present.endpoint == endpoint:
-            self._calm(host, endpoint.key)
-            return []
-        refusal = self.registry.refusal(host, endpoint)
-        if refusal is None and len(self.registry.of_host(host)) >= wire.MAX_REPORT:
-            refusal = f"host {host} has {wire.MAX_REPORT} endpoints, the most a host may have"
-        if refusal is None and self.registry.held_with(host, endpoint) > MAX_HELD:
-            refusal = f"host {host} would have more than {MAX_HELD} addresses and prefixes, the most a host may have"
-        if refusal is not None:
-            self.alarm(host, endpoint.key, refusal)
-            return [Refusal(endpoint.key, refusal)]
-        self._calm(host, endpoint.key)
-        self.registry.claim(host, endpoint)
-        self.writes.append(disk.put_endpoint(host, endpoint))
-        return []
-
-    def alarm(self, host: str, key: EndpointKey, message: str) -> None:
-        mine = self.alarms.setdefault(host, {})
-        if mine.get(key) != message and (key in mine or len(mine) < MAX_ALARMS):
-            self._warn(host, "claim of %s refused: %s", key, message)
-            mine[key] = message
-
-    def _calm(self, host: str, key: EndpointKey) -> None:
-        self.alarms.get(host, {}).pop(key, None)
-
-    def _release(self, host: str, key: EndpointKey) -> None:
-        self._calm(host, key)
-        present = self.registry.endpoints.get(key)
-        if present is not None and present.host == host:
-            self.registry.release(key)
-            self.writes.append(disk.delete_endpoint(key))
-
-    def _answer(self, session: Session, seq: int, refused: list[Refusal]) -> None:
-        session.answers.append(wire.encode_to_host(wire.Claimed(seq, tuple(refused))))
-        self._answering[session.identity] = session
-        if len(session.answers) > 2 * wire.MAX_REPORT:
-            self.drop(session.host, "asks more than it takes answers")
+    def _refused(self, host: str, key: EndpointKey, message: str) -> None:
+        self._warn(host, "claim of %s refused: %s", key, message)
 
     def ask(self, hosts: Collection[str], question: str, seconds: float = SECONDS) -> Inquiry:
         """Its future has the answers when all are here or time is up; hosts that are not connected are silent."""
@@ -318,14 +293,16 @@ class Core:
     # -- commit, then tell ----------------------------------------------------------------------------------------
 
     def flush(self) -> list[Out]:
-        """Raises StoreError: then nothing of this batch was told to anybody, and the dispatcher must end.
+        """What is to be sent now.
 
         A Hello is answered when the report that follows it is known: an answer without it would take from the host,
-        for a moment, what its guests need.
+        for a moment, what its guests need. (A report that the store does not take is not waited for.)
         """
-        if self.writes:
-            self._commit()
-        for host in [name for name in self._opening if self.connected[name].reported]:
+        failing = self.turns.failing
+        self.turns.turn()
+        if self.turns.failing != failing:
+            log.error("%s", self.turns.failing or "the store takes commits again")
+        for host in [name for name in self._opening if self._may_open(self.connected[name])]:
             self._open(host, self._opening.pop(host))
         for host in self._resume:
             frames = self.fanout.publishers[host].resume(self.fanout.whole)
@@ -340,23 +317,52 @@ class Core:
         out, self._out = self._out, []
         return out
 
-    def _commit(self) -> None:
-        begun = self.clock()
+    def _may_open(self, session: Session) -> bool:
+        return not session.behind and (session.reported or (session.asked > 0 and bool(self.turns.failing)))
+
+    def _publish(self, commit: Commit, begun: float, foreign: bool) -> None:
+        self._dismiss(commit)
         batch = self.registry.take()
-        writes, self.writes = self.writes, []
-        self.store.commit(self.revision + 1, writes)
-        self.revision += 1
-        told = self.fanout.publish(self.revision, batch)
+        told = self.fanout.publish(commit.revision, batch)
+        for host in batch.gone:
+            self.commits.forget(host)
         for host, frames in told:
             if frames is not None:
                 self._out.append((self.connected[host].identity, frames))
-        self.commits.add(self.revision, begun, self.clock(), [host for host, _ in told])
+        self.commits.add(commit.revision, begun, self.clock(), [host for host, _ in told])
         self.progress = True
+        if not foreign:
+            self.counts.commits += 1
+            self.counts.commit_seconds.observe(self.clock() - begun)
+        for tell in self.on_commit:
+            tell(commit)
+
+    def _dismiss(self, commit: Commit) -> None:
+        """Who may not be connected any more, or has lost what it takes for its own."""
+        for table, key, _ in commit.writes:
+            name = key[1] if table is Table.RESOURCE and key[0] == "Host" else key[0]
+            session = self.connected.get(name) if table in (Table.RESOURCE, Table.HOST) else None
+            if session is not None:
+                self._check(session)
+        for name, _ in self.ledger.displaced:
+            self.drop(name, "its claims are asked for again")
+        for name in self.claims.alarms.keys() - self.registry.hosts.keys():
+            del self.claims.alarms[name]
+
+    def _check(self, session: Session) -> None:
+        name, next_key = session.host, self.ledger.host(session.host).next_key
+        if name not in self.registry.hosts:
+            self.drop(name, "was deleted", f"host {name} was deleted by an operator")
+        elif self.ledger.keys.get(session.key) != name:
+            self.drop(name, "its key was changed", "this host's key was changed by an operator")
+        elif next_key and session.key != next_key:
+            self.drop(name, "is to use its next key", "this host's next key is known now: it is to connect with it")
 
     def _open(self, host: str, adopt: bool) -> None:
         session = self.connected[host]
         # A host that is ahead must find us older, however many revisions we have made since.
-        revision = min(self.revision, self.ahead[host] - 1) if host in self.ahead else self.revision
+        ahead = self.ledger.host(host).ahead
+        revision = self.revision if ahead is None else min(self.revision, ahead - 1)
         self._out.append((session.identity, self.fanout.open(host, session.hello, self.epoch, revision, adopt)))
         held = self.fanout.publishers[host].held
         if held:
@@ -370,11 +376,9 @@ class Core:
         wanted = self.connected.keys() if names is None else self.connected.keys() & set(names)
         held = sorted(name for name in wanted if self.fanout.publishers[name].held)
         for name in held:
-            epoch = self.connected[name].hello.epoch
+            epoch, state = self.connected[name].hello.epoch, self.ledger.host(name)
             if epoch != self.epoch and names is None:
-                self.superseded.add(epoch)
-                self.writes.append(disk.supersede(epoch))
-            if self.ahead.pop(name, None) is not None:
-                self._save_host(name)
-            self._opening[name] = True
+                self.ledger.write(Table.SUPERSEDED, (epoch,), ANY)
+            self.ledger.set_host(name, state._replace(ahead=None))
+        self.afterwards.append(lambda: self._opening.update({name: True for name in held if name in self.connected}))
         return held

@@ -47,6 +47,8 @@ class Fanout:
 
     def publish(self, revision: int, batch: Batch) -> list[tuple[str, Frames | None]]:
         """The connected hosts that a commit concerns; None for those where it waits behind the window."""
+        for name in batch.fresh:
+            self.add_host(name)
         common: list[Edit] = []
         mine: dict[str, list[Edit]] = {}
         fresh = {c.key for c in batch.changes if not self._has(c.key)}  # nobody was told of these
@@ -69,6 +71,8 @@ class Fanout:
             if publisher.live:
                 edits = common if host not in mine else mine[host] + common if common else mine[host]
                 out.append((host, publisher.push(revision, (digests[host] + base) & MASK, edits)))
+        for name in batch.gone:
+            self.remove_host(name)
         return out
 
     def _edit(self, change: Change) -> tuple[Edit, int]:

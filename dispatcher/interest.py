@@ -10,6 +10,7 @@ from slash32.pack import ObjectKey
 Needs = frozenset[ObjectKey]
 Pair = tuple[str, ObjectKey]
 _NOTHING: Needs = frozenset()
+_NOBODY: Counter[ObjectKey] = Counter()
 
 
 class Interest:
@@ -22,9 +23,9 @@ class Interest:
         self._wants.setdefault(name, Counter())
 
     def remove_host(self, name: str) -> None:
-        del self._wants[name]
-        for pair in [p for p in self._touched if p[0] == name]:
-            del self._touched[pair]
+        """What it wanted is lost to it: it may be back before the next `take`."""
+        for key in self._wants.pop(name):
+            self._touched.setdefault((name, key), True)
 
     def needs(self, key: ObjectKey) -> Needs:
         return self._needs.get(key, _NOTHING)
@@ -62,7 +63,7 @@ class Interest:
         gained: list[Pair] = []
         lost: list[Pair] = []
         for (host, key), before in self._touched.items():
-            if (key in self._wants[host]) != before:
+            if (key in self._wants.get(host, _NOBODY)) != before:
                 (lost if before else gained).append((host, key))
         self._touched = {}
         return gained, lost

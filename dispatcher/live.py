@@ -2,10 +2,21 @@
 # the caller's monotonic clock.
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 KEPT = 256  # commits whose time is remembered
+
+
+class Took(NamedTuple):
+    """Milliseconds from the start of a commit to the last acknowledgement (or to now), and to those of half and 99 % of
+    the hosts that have acknowledged it (None: nobody has)."""
+
+    last: float
+    median: float | None
+    p99: float | None
 
 
 @dataclass(slots=True)
@@ -13,12 +24,13 @@ class _Commit:
     begun: float
     waiting: int  # connected hosts that it concerns and that have not acknowledged it
     finished: float | None = None
+    took: array[float] = field(default_factory=lambda: array("f"))  # seconds, of each host that has
 
 
 class Commits:
     def __init__(self) -> None:
         self._commits: OrderedDict[int, _Commit] = OrderedDict()
-        self._owed: dict[str, deque[int]] = {}  # host -> commits that wait for it, oldest first
+        self._owed: dict[str, deque[tuple[int, float]]] = {}  # host -> commits that wait for it and their starts
 
     def add(self, revision: int, begun: float, now: float, hosts: list[str]) -> None:
         """A commit was made, and `hosts` were sent it or will be."""
@@ -27,24 +39,39 @@ class Commits:
             owed = self._owed.get(host)
             if owed is None:
                 owed = self._owed[host] = deque(maxlen=KEPT)
-            owed.append(revision)
+            owed.append((revision, begun))
         if len(self._commits) > KEPT:
             self._commits.popitem(last=False)
 
     def acknowledged(self, host: str, unsettled: int | None, now: float) -> bool:
         """The host has all before `unsettled` (None: all). True where that completes a commit."""
         owed, done = self._owed.get(host), False
-        while owed and (unsettled is None or owed[0] < unsettled):
-            commit = self._commits.get(owed.popleft())
+        while owed and (unsettled is None or owed[0][0] < unsettled):
+            revision, begun = owed.popleft()
+            commit = self._commits.get(revision)
             if commit is not None:
+                commit.took.append(now - begun)
                 commit.waiting -= 1
                 if commit.waiting == 0:
                     commit.finished, done = now, True
         return done
 
-    def milliseconds(self, revision: int, now: float) -> float | None:
-        """From the start of the commit to the last acknowledgement, or to now; None where it is too long ago."""
+    def forget(self, host: str) -> None:
+        """It is no host any more."""
+        self._owed.pop(host, None)
+
+    def lag(self, host: str, now: float) -> float:
+        """Seconds since the oldest commit that the host has not acknowledged; 0 where there is none."""
+        owed = self._owed.get(host)
+        return max(0.0, now - owed[0][1]) if owed else 0.0
+
+    def of(self, revision: int, now: float) -> Took | None:
+        """None where it is too long ago."""
         commit = self._commits.get(revision)
         if commit is None:
             return None
-        return ((now if commit.finished is None else commit.finished) - commit.begun) * 1000
+        last = ((now if commit.finished is None else commit.finished) - commit.begun) * 1000
+        took = sorted(commit.took)
+        if not took:
+            return Took(last, None, None)
+        return Took(last, *(took[min(len(took) - 1, len(took) * part // 100)] * 1000 for part in (50, 99)))

@@ -22,8 +22,9 @@ from slash32.errors import Slash32Error
 from slash32.keys import KeyPair
 from slash32.notify import notify
 
-from . import operators
+from . import fleet
 from .core import Core
+from .inputs import Command, Refused
 from .zap import DOMAIN, Zap
 
 if TYPE_CHECKING:
@@ -53,11 +54,9 @@ class _Waiter:
 
 
 @dataclass(slots=True)
-class _Command:
+class _Call:
     run: Callable[[Core], Any]
     future: Future[Any]
-    result: Any = None
-    error: Exception | None = None
 
 
 class Loop:
@@ -66,7 +65,7 @@ class Loop:
         self.core = core
         self._stop = False
         self._closed = False
-        self._commands: queue.SimpleQueue[_Command | _Waiter] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command | _Call | _Waiter] = queue.SimpleQueue()
         self._waiters: list[_Waiter] = []
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -109,11 +108,17 @@ class Loop:
 
     # -- from other threads and from signal handlers ----------------------------------------------------------------
 
-    def submit(self, run: Callable[[Core], Any]) -> Future[Any]:
-        """Run it between two messages; the result comes after the commit that makes it durable."""
-        command = _Command(run, Future())
+    def submit(self, run: Callable[[Core], Any], who: str = "") -> Future[Any]:
+        """Run it between two commits; the result comes after the commit that makes it durable. `who`: for the audit."""
+        command = Command(self.core, run, who)
         self._put(command)
         return command.future
+
+    def call(self, run: Callable[[Core], Any]) -> Future[Any]:
+        """Run it once, between two messages: it changes nothing that is stored."""
+        call = _Call(run, Future())
+        self._put(call)
+        return call.future
 
     def wait(self, revision: int, seconds: float) -> Future[Any]:
         """The revision's progress, when all hosts have it or time is up."""
@@ -121,25 +126,26 @@ class Loop:
         self._put(waiter)
         return waiter.future
 
-    def _put(self, command: _Command | _Waiter) -> None:
+    def _put(self, command: Command | _Call | _Waiter) -> None:
         if self._closed:
-            command.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
+            command.future.set_exception(Refused(503, "the dispatcher is stopping"))
             return
         self._commands.put(command)
-        self._wake()
+        self.wake()
 
     def stop(self) -> None:
         self._stop = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """From any thread."""
         with contextlib.suppress(BlockingIOError):  # full: it is awake enough
             self._wake_in.send(b"x")
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until `stop`. Raises StoreError when the disk fails: nothing that was not durable was told to anybody."""
+        """Until `stop`."""
         watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         gc.collect()
         gc.freeze()  # what was loaded stays: the collector need not look at it again and again
@@ -149,14 +155,15 @@ class Loop:
             ready = dict(self._poller.poll(self._patience(watchdog)))
             now = time.monotonic()
             while self._zap.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-                self._zap.answer(self.core.keys, now)
+                self._zap.answer(self.core.ledger.keys, now)
             if self._router in ready:
                 self._take_messages()
-            commands = self._take_commands() if self._wake_out.fileno() in ready else []
+            if self._wake_out.fileno() in ready:
+                self._take_commands()
             if now - self._swept >= SWEEP:
                 self._swept = now
                 self.core.sweep()
-            self._flush(commands)
+            self._flush()
             self.core.questions.expire(now)
             self._serve_waiters()
             if watchdog and now - patted >= watchdog:
@@ -167,9 +174,13 @@ class Loop:
     def close(self) -> None:
         """Answers whoever waits, and says no to what has come since."""
         self._closed = True
+        self._stop = True
         self._take_commands()
+        self.core.turns.cancel("the dispatcher is stopping")
+        for command in self.core.done:
+            command.finish()
         for waiting in self._waiters:
-            waiting.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
+            waiting.future.set_exception(Refused(503, "the dispatcher is stopping"))
         self.core.questions.expire(math.inf)
         self._router.close(0)
         self._zap.socket.close(0)
@@ -178,7 +189,7 @@ class Loop:
     def _patience(self, watchdog: float) -> int:
         """Milliseconds."""
         until = min((w.until for w in self._waiters), default=float("inf"))
-        until = min(until, self.core.questions.deadline)
+        until = min(until, self.core.questions.deadline, self.core.turns.deadline)
         seconds = min(SWEEP, until - time.monotonic(), watchdog or SWEEP)
         return max(0, int(seconds * 1000) + 1)
 
@@ -206,42 +217,38 @@ class Loop:
             taken += len(body)
             receive(identity, body, user)
 
-    def _take_commands(self) -> list[_Command]:
+    def _take_commands(self) -> None:
         try:
             while self._wake_out.recv(4096):
                 pass
         except BlockingIOError:
             pass
-        taken: list[_Command] = []
         while True:
             try:
                 command = self._commands.get_nowait()
             except queue.Empty:
-                return taken
+                return
             if not command.future.set_running_or_notify_cancel():
                 continue  # the client went away before anything was done
-            if isinstance(command, _Waiter):
+            if self._stop:
+                command.future.set_exception(Refused(503, "the dispatcher is stopping"))
+            elif isinstance(command, Command):
+                self.core.turns.add(command)
+            elif isinstance(command, _Waiter):
                 self._waiters.append(command)
                 self.core.progress = True
-                continue
-            if self._stop:
-                command.future.set_exception(operators.Refused(503, "the dispatcher is stopping"))
-                continue
-            try:
-                command.result = command.run(self.core)
-            except operators.Refused as e:
-                command.error = e
-            taken.append(command)
+            else:
+                self._call(command)
 
-    def _flush(self, commands: list[_Command]) -> None:
-        send = self._router.send
+    def _call(self, call: _Call) -> None:
         try:
-            out = self.core.flush()
-        except Slash32Error as e:
-            for command in commands:
-                command.future.set_exception(operators.Refused(503, str(e)))
-            raise
-        for identity, frames in out:
+            call.future.set_result(call.run(self.core))
+        except Refused as e:
+            call.future.set_exception(e)
+
+    def _flush(self) -> None:
+        send = self._router.send
+        for identity, frames in self.core.flush():
             try:
                 send(identity, _MORE)
                 if len(frames) > 1:
@@ -250,11 +257,9 @@ class Loop:
                 send(frames[-1], _NOW, len(frames[-1]) < BIG)
             except zmq.ZMQError:  # unreachable, or it takes nothing: a new Hello begins anew
                 self.core.gone(identity)
-        for command in commands:
-            if command.error is not None:
-                command.future.set_exception(command.error)
-            else:
-                command.future.set_result(command.result)
+        done, self.core.done = self.core.done, []
+        for command in done:
+            command.finish()
 
     def _serve_waiters(self) -> None:
         if not self._waiters:
@@ -266,8 +271,8 @@ class Loop:
             if not look and now < waiter.until:
                 continue
             try:
-                result = operators.progress(self.core, waiter.revision)
-            except operators.Refused as e:
+                result = fleet.progress(self.core, waiter.revision)
+            except Refused as e:
                 waiter.future.set_exception(e)
                 self._waiters.remove(waiter)
                 continue

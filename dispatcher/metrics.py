@@ -56,6 +56,8 @@ FAMILIES = (
     WATCHERS,
 )  # fmt: skip
 
+HOST_STATES = ("known", "fenced", "connected", "in_sync", "held")
+
 
 @dataclass(slots=True)
 class Counts:
@@ -91,13 +93,10 @@ def _fleet(core: Core, now: float) -> Iterator[Sampled]:
     yield REVISION.of(core.revision)
     yield STORE.by({core.epoch: 1})
     yield STORE_TROUBLE.of(bool(core.store.trouble))
-    yield HOSTS.by({
-        "known": len(registry.hosts),
-        "fenced": sum(bool(state.fenced) for state in core.ledger.hosts.values()),
-        "connected": len(core.connected),
-        "in_sync": sum(in_sync.values()),
-        "held": sum(bool(publisher.held) for publisher in publishers.values()),
-    })  # fmt: skip
+    fenced = sum(bool(state.fenced) for state in core.ledger.hosts.values())
+    held = sum(bool(publisher.held) for publisher in publishers.values())
+    states = len(registry.hosts), fenced, len(core.connected), sum(in_sync.values()), held
+    yield HOSTS.by(dict(zip(HOST_STATES, states, strict=True)))
     yield ENDPOINTS.of(len(registry.endpoints))
     yield RESOURCES.by({kind: len(found) for kind, found in core.ledger.resources().items()})
     yield ALARMS.of(sum(map(len, core.alarms.values())))
@@ -108,9 +107,7 @@ def _fleet(core: Core, now: float) -> Iterator[Sampled]:
 
 def lag_seconds(core: Core, name: str, now: float) -> float | None:
     """Age of the oldest commit that a connected host has not acknowledged. None: of before it connected, or too old."""
-    oldest = core.fanout.publishers[name].unsettled
-    milliseconds = 0.0 if oldest is None else core.commits.milliseconds(oldest, now)
-    return None if milliseconds is None else milliseconds / 1000
+    return core.commits.lag(name, now)
 
 
 def _work(core: Core) -> Iterator[Sampled]:

@@ -47,11 +47,13 @@ class Registry:
         self._by_profile: dict[str, dict[Bearer, Endpoint | HostEndpoint]] = {}
         self._bearers: dict[ObjectKey, Bearer] = {}  # of host endpoints
         self._sets: dict[str, Bearer] = {}  # of network sets
+        self._known: dict[str, bool] = {}  # hosts that came or went: were they there when `take` was last called
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 
     def put_host(self, host: Host) -> None:
         fresh = host.name not in self.hosts
+        self._known.setdefault(host.name, not fresh)
         self.hosts[host.name] = host
         self._interest.add_host(host.name)
         self._set_next_hops(host.name)
@@ -60,6 +62,7 @@ class Registry:
 
     def delete_host(self, name: str) -> list[EndpointKey]:
         """Its endpoints go with it: they are returned. Its host endpoints wait for it to come again."""
+        self._known.setdefault(name, True)
         gone = sorted(self._by_host.pop(name, ()))
         for key in gone:
             self.release(key)
@@ -75,13 +78,19 @@ class Registry:
         for name in sorted(self._by_node.get(node, ())):
             self.put_host_endpoint(self.host_endpoints[name])
 
-    def report_addresses(self, name: str, addresses: tuple[Address, ...]) -> str | None:
-        """What the host says its next hops are, where its resource names none. The refusal, in one line."""
+    def refuses_next_hops(self, name: str, addresses: tuple[Address, ...]) -> str | None:
+        """Why these cannot be the host's next hops, in one line."""
         for conflict in (*no_next_hops(addresses), *self.next_hop_conflicts(name, addresses)):
             return f"names an address as its own that is not: {conflict}"
-        self.reported[name] = addresses
-        self._set_next_hops(name)
         return None
+
+    def report_addresses(self, name: str, addresses: tuple[Address, ...]) -> None:
+        """What the host says its next hops are: they count where its resource names none."""
+        if addresses:
+            self.reported[name] = addresses
+        else:
+            self.reported.pop(name, None)
+        self._set_next_hops(name)
 
     def next_hop_conflicts(self, name: str, addresses: tuple[Address, ...]) -> Iterator[str]:
         return self._segment.conflicts(name, addresses)
@@ -276,7 +285,10 @@ class Registry:
     # -- what changed ---------------------------------------------------------------------------------------------
 
     def take(self) -> Batch:
-        return Batch(self._changes.take(self._value), *self._interest.take())
+        known, self._known = self._known, {}
+        fresh = [name for name, before in known.items() if not before and name in self.hosts]
+        gone = [name for name, before in known.items() if before and name not in self.hosts]
+        return Batch(self._changes.take(self._value), *self._interest.take(), fresh, gone)
 
     def _value(self, key: ObjectKey) -> Value | None:
         if isinstance(key.name, Prefix):

@@ -13,7 +13,8 @@ from dispatcher_rig import Rack, document, guest, until
 from dispatcher import core as cores
 from dispatcher import operators
 from dispatcher.core import Core
-from dispatcher.store import Store
+from dispatcher.disk import Disk
+from dispatcher.inputs import Command
 from dispatcher.zap import Zap
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
@@ -76,9 +77,11 @@ def _answers(flood: zmq.Socket[bytes]) -> int:
 
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[Core]:
-    store = Store(tmp_path / "d.db")
-    made = Core(store, lambda: 0.0)
-    operators.apply(made, [document("Host", f"h{n}", publicKey="x" * 39 + str(n)) for n in (1, 2)], False)
+    store = Disk(tmp_path / "d.db")
+    made = Core(store, lambda: 0.0, lambda: 0.0)
+    hosts = [document("Host", f"h{n}", publicKey="x" * 39 + str(n)) for n in (1, 2)]
+    made.turns.add(Command(made, lambda core: operators.apply(core, hosts, False), "test"))
+    made.flush()
     for number in (1, 2):
         _hello(made, number)
     yield made

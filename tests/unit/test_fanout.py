@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from dispatcher.fanout import Fanout
-from dispatcher.live import KEPT, Commits
+from dispatcher.live import KEPT, Commits, Took
 from dispatcher.registry import Batch
 from slash32 import wire
 from slash32.net import Prefix
@@ -131,11 +131,12 @@ def test_the_time_of_a_commit_ends_with_the_last_host() -> None:
     commits.add(1, 10.0, 10.001, ["h1", "h2"])
     commits.add(2, 10.5, 10.5, [])
     assert not commits.acknowledged("h1", None, 10.002)
-    assert commits.milliseconds(1, 11.0) == pytest.approx(1000)
+    assert commits.of(1, 11.0) == pytest.approx(Took(1000, 2, 2), rel=1e-4)
+    assert commits.lag("h1", 11.0) == 0 and commits.lag("h2", 11.0) == pytest.approx(1)
     assert commits.acknowledged("h2", 2, 10.004)
-    assert commits.milliseconds(1, 11.0) == pytest.approx(4)
-    assert commits.milliseconds(2, 11.0) == pytest.approx(0)
+    assert commits.of(1, 11.0) == pytest.approx(Took(4, 4, 4), rel=1e-4)
+    assert commits.of(2, 11.0) == Took(0, None, None)
     for n in range(3, 3 + 2 * KEPT):
         commits.add(n, 12.0, 12.0, ["gone"])
-    assert commits.milliseconds(1, 13.0) is None and len(commits._commits) == KEPT
+    assert commits.of(1, 13.0) is None and len(commits._commits) == KEPT
     assert len(commits._owed["gone"]) <= KEPT

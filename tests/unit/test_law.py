@@ -23,7 +23,8 @@ PURE = {
     " policies hosts networksets schema traffic regions programs reading classes compare naming edits",
     "hostd": "ruleset desired forwarding state claims world absorb names compile sets walk chains host_chains calc plan"
     " settle moves starting agent operations sightings status judge revoke ends trial alike",
-    "dispatcher": "anchors changes interest selections segment registry fanout ownership live",
+    "dispatcher": "anchors changes interest selections segment registry fanout ownership live "
+    "claims commits inputs ledger turns metrics",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
 KERNEL = {"subprocess", "pyroute2", "iptc", "fcntl"}  # hostd's one door: only its dataplane

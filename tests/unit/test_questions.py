@@ -6,21 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher import operators
+from dispatcher import fleet, operators
 from dispatcher.core import Core
 from dispatcher.questions import MOST, SECONDS, Outcome, Questions
-from dispatcher.store import Store
+from dispatcher.disk import Disk
+from dispatcher.inputs import Command
 from slash32 import wire
 from slash32.wire import Answer, Ask, Hello, Report
 
 
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[Core]:
-    store = Store(tmp_path / "d.db")
-    made = Core(store, lambda: 100.0)
+    store = Disk(tmp_path / "d.db")
+    made = Core(store, lambda: 100.0, lambda: 0.0)
     spec = {"apiVersion": "slash32/v1", "kind": "Host"}
     hosts = [{**spec, "metadata": {"name": f"h{n}"}, "spec": {"publicKey": "x" * 39 + str(n)}} for n in (1, 2)]
-    operators.apply(made, hosts, False)
+    made.turns.add(Command(made, lambda core: operators.apply(core, hosts, False), "test"))
+    made.flush()
     for n in (1, 2):
         for message in (Hello("", 0, 0), Report(1, ())):
             made.receive(bytes([n]) * 16, wire.encode_to_dispatcher(message), f"h{n} {'x' * 39}{n}")
@@ -35,7 +37,7 @@ def asks(core: Core) -> dict[bytes, Ask]:
 
 
 def test_time_ends_an_inquiry(core: Core) -> None:
-    inquiry = operators.ask(core, ["h1", "h2"], "{}")
+    inquiry = fleet.ask(core, ["h1", "h2"], "{}")
     first = asks(core)[b"\1" * 16]
     assert asks(core) == {}, "nothing is asked twice"
     assert core.questions.deadline == 100 + SECONDS
@@ -51,19 +53,19 @@ def test_time_ends_an_inquiry(core: Core) -> None:
 
 def test_as_many_as_may_wait(core: Core) -> None:
     for _ in range(MOST // 2):
-        operators.ask(core, ["h1", "h2"], "{}")
+        fleet.ask(core, ["h1", "h2"], "{}")
     with pytest.raises(operators.Refused, match=f"^{MOST} questions to hosts wait"):
-        operators.ask(core, ["h1"], "{}")
+        fleet.ask(core, ["h1"], "{}")
     (seq, *_) = core.questions._open
     assert core.questions.answer("h1", seq, "{}")
-    operators.ask(core, ["h1"], "{}")
+    fleet.ask(core, ["h1"], "{}")
     core.drop("h1", "gone")
     core.questions.expire(1000)
     assert len(core.questions) == 0
 
 
 def test_who_waits_may_go(core: Core) -> None:
-    inquiry = operators.ask(core, ["h1"], "{}")
+    inquiry = fleet.ask(core, ["h1"], "{}")
     assert not inquiry.future.cancel()
     core.questions.expire(1000)
     assert inquiry.future.result(0) == Outcome({}, ["h1"])

@@ -207,7 +207,7 @@ def step(fleet: Fleet, what: str, *a: object) -> None:
         case "no host", str(name):
             if name in registry.hosts:
                 registry.delete_host(name)
-                fleet.fanout.remove_host(name)
+                fleet.fanout.publishers[name].close()
                 del fleet.replicas[name]
         case _:
             fleet.commit()
@@ -253,7 +253,7 @@ def test_nothing_is_left_behind(steps: list[tuple[object, ...]]) -> None:
         r.delete_profile(name)
     for name in list(r.hosts):
         r.delete_host(name)
-        fleet.fanout.remove_host(name)
+        fleet.fanout.publishers[name].close()
     for name in list(r.host_endpoints):
         r.delete_host_endpoint(name)
     fleet.replicas.clear()
@@ -407,10 +407,11 @@ def test_a_host_cannot_name_anothers_address_as_its_own() -> None:
     fleet.put_host(Host("h1"))
     fleet.put_host(Host("h2", addresses=(parse_address("192.0.2.2"),)))
     fleet.claim("h2", guest(1, {}, "10.65.0.2"))
-    assert "in use by g1" in (fleet.report_addresses("h1", (parse_address("10.65.0.2"),)) or "")
-    assert "hypervisor h2" in (fleet.report_addresses("h1", (parse_address("192.0.2.2"),)) or "")
+    assert "in use by g1" in (fleet.refuses_next_hops("h1", (parse_address("10.65.0.2"),)) or "")
+    assert "hypervisor h2" in (fleet.refuses_next_hops("h1", (parse_address("192.0.2.2"),)) or "")
     assert fleet.next_hops("h1") == ()
-    assert fleet.report_addresses("h1", (parse_address("192.0.2.1"),)) is None
+    assert fleet.refuses_next_hops("h1", (parse_address("192.0.2.1"),)) is None
+    fleet.report_addresses("h1", (parse_address("192.0.2.1"),))
     assert fleet.next_hops("h1") == (parse_address("192.0.2.1"),)
 
 

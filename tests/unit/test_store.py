@@ -1,69 +1,178 @@
-# The store: what was committed is there after any end, what was not is not; a file that is no store is refused.
+# The store on one machine: what was committed is there after any end, what was not is not; a file that is no store, or
+# not the one it was, is refused, and nothing begins empty by accident.
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from pathlib import Path
 
+import msgpack
 import pytest
 
-from dispatcher import store as disk
-from dispatcher.store import Store, StoreError
+from dispatcher.commits import (
+    ANY,
+    Commit,
+    Entry,
+    Failed,
+    Head,
+    Holding,
+    HostState,
+    Key,
+    Landed,
+    Peer,
+    Record,
+    StoreError,
+    Table,
+    Write,
+    decode_record,
+    decode_writes,
+    encode_record,
+    encode_writes,
+)
+from dispatcher.disk import Disk
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
+from slash32.pack import pack_endpoint
+from slash32.policy import Profile
 
 KEY = EndpointKey("00000000-0000-0000-0000-000000000001", "52:54:00:00:00:01")
 ENDPOINT = Endpoint(KEY, "web1", {"role": "web"}, ("default",), (parse_address("10.65.0.2"),))
-WRITES = [
-    disk.put_resource("Profile", "p", {"a": 1}),
-    disk.put_endpoint("h1", ENDPOINT),
-    disk.put_host("h1", (parse_address("192.0.2.1"),), 7),
-    disk.supersede("abc"),
-]
+RECORDS: dict[tuple[Table, Key], Record] = {
+    (Table.RESOURCE, ("Profile", "p")): Profile("p", labels={"a": "1"}),
+    (Table.ENDPOINT, tuple(KEY)): Holding("h1", ENDPOINT),
+    (Table.HOST, ("h1",)): HostState((parse_address("192.0.2.1"),), 7, "burnt", "k" * 40),
+    (Table.SUPERSEDED, ("abc",)): ANY,
+    (Table.DISPATCHER, ("d1",)): Peer("tcp://192.0.2.9:5532", "x" * 40),
+    (Table.AUDIT, ("0" * 20, "00001")): Entry(1.5, "root", "Profile p", "created"),
+}
+WRITES = tuple(Write(*where, record) for where, record in RECORDS.items())
+
+
+def commit(store: Disk, revision: int, writes: tuple[Write, ...] = WRITES) -> None:
+    store.propose(Commit(revision, writes))
+    assert store.take() == [Landed(revision)]
+
+
+def refusal(store: Disk, revision: int, writes: tuple[Write, ...] = WRITES) -> str:
+    store.propose(Commit(revision, writes))
+    (failed,) = store.take()
+    assert isinstance(failed, Failed) and not failed.unknown
+    return failed.reason
 
 
 def test_what_is_committed_is_there_again(tmp_path: Path) -> None:
-    store = Store(tmp_path / "d.db")
+    store = Disk(tmp_path / "d.db")
     first = store.load()
-    assert (first.revision, first.resources, first.endpoints) == (0, [], []) and len(first.epoch) == 16
-    store.commit(1, WRITES)
+    assert (first.revision, first.records) == (0, {}) and len(first.epoch) == 16
+    commit(store, 1)
     store.close()
-    store = Store(tmp_path / "d.db")
+    store = Disk(tmp_path / "d.db")
     saved = store.load()
-    assert (saved.epoch, saved.revision) == (first.epoch, 1)
-    assert saved.resources == [{"a": 1}] and saved.endpoints == [("h1", ENDPOINT)]
-    assert saved.addresses == {"h1": (parse_address("192.0.2.1"),)}
-    assert saved.ahead == {"h1": 7} and saved.superseded == {"abc"}
-    gone = [disk.delete_resource("Profile", "p"), disk.delete_endpoint(KEY), disk.delete_host("h1")]
-    store.commit(2, gone)
-    saved = store.load()
-    assert (saved.revision, saved.resources, saved.endpoints, saved.addresses) == (2, [], [], {})
+    assert (saved.epoch, saved.revision, saved.records) == (first.epoch, 1, RECORDS)
+    store.ask_head()
+    assert store.take() == [Head(1)] and store.take() == []
+    commit(store, 2, tuple(Write(*where, None) for where in RECORDS))
+    assert store.load().records == {}
+
+
+def test_bytes_of_records() -> None:
+    for (table, _), record in RECORDS.items():
+        assert decode_record(table, encode_record(record)) == record
+        with pytest.raises(StoreError, match=f"table {table.value} cannot be read"):
+            decode_record(table, b"\xc1")
+    gone = (*WRITES, Write(Table.HOST, ("h2",), None))
+    assert decode_writes(encode_writes(gone)) == gone
+    with pytest.raises(StoreError, match="a commit cannot be read"):
+        decode_writes(encode_writes(gone)[:-1])
 
 
 def test_a_commit_is_all_or_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path / "d.db")
-    with pytest.raises(StoreError, match="cannot be written"):
-        store.commit(1, [*WRITES, ("insert into nowhere values (1)", ())])
+    store = Disk(tmp_path / "d.db")
+    broken = Write(Table.HOST, ("h2",), HostState(("not bytes",)))  # type: ignore[arg-type]
+    store._db.execute(
+        "create trigger t before insert on records when new.key = '[\"h2\"]' begin select raise(abort, 'no'); end"
+    )
+    assert "cannot be written" in refusal(store, 1, (*WRITES, broken))
     saved = store.load()
-    assert (saved.revision, saved.resources, saved.endpoints) == (0, [], [])
-    store.commit(1, WRITES)
+    assert (saved.revision, saved.records) == (0, {})
+    commit(store, 1)
     assert store.load().revision == 1
 
 
 def test_another_store_has_another_epoch(tmp_path: Path) -> None:
-    assert Store(tmp_path / "a.db").load().epoch != Store(tmp_path / "b.db").load().epoch
+    assert Disk(tmp_path / "a.db").load().epoch != Disk(tmp_path / "b.db").load().epoch
 
 
 def test_durable_settings(tmp_path: Path) -> None:
-    store = Store(tmp_path / "d.db")
+    store = Disk(tmp_path / "d.db")
     assert store._db.execute("pragma synchronous").fetchone() == (2,)
     assert store._db.execute("pragma journal_mode").fetchone() == ("wal",)
     assert (tmp_path / "d.db").stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.db", "d.db-wal"]
+
+
+def test_a_file_that_was_taken_away_takes_no_commits(tmp_path: Path) -> None:
+    store = Disk(tmp_path / "d.db")
+    commit(store, 1)
+    (tmp_path / "d.db").rename(tmp_path / "elsewhere.db")
+    assert "No such file" in refusal(store, 2)
+    Disk(tmp_path / "d.db").close()
+    assert "replaced by another file" in refusal(store, 2)
+    (tmp_path / "elsewhere.db").rename(tmp_path / "d.db")
+    commit(store, 2)
+
+
+def test_a_whole_content_moves(tmp_path: Path) -> None:
+    store = Disk(tmp_path / "d.db")
+    commit(store, 1)
+    saved = store.load()
+    Disk.create(tmp_path / "e.db", saved)
+    with pytest.raises(StoreError, match="there is a database already"):
+        Disk.create(tmp_path / "e.db", saved)
+    assert Disk(tmp_path / "e.db").load() == saved
+    store.moved_to("etcd")
+    store.close()
+    with pytest.raises(StoreError, match="was moved to etcd"):
+        Disk(tmp_path / "d.db").load()
+
+
+def test_what_0_1_0_left(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "d.db") as db:
+        db.executescript("""
+            create table meta (key text primary key, value text not null) without rowid;
+            create table resources (kind text, name text, document text not null, primary key (kind, name))
+              without rowid;
+            create table endpoints (uuid text, mac text, host text not null, body blob not null,
+              primary key (uuid, mac))
+              without rowid;
+            create table hosts (name text primary key, addresses blob, ahead integer) without rowid;
+            create table superseded (epoch text primary key) without rowid;
+            insert into meta values ('version', '1'), ('epoch', 'e1'), ('revision', '9');
+            insert into superseded values ('abc');
+        """)
+        document = {"apiVersion": "slash32/v1", "kind": "Profile", "metadata": {"name": "p"}, "spec": {}}
+        db.execute("insert into resources values ('Profile', 'p', ?)", (json.dumps(document),))
+        body = msgpack.packb(pack_endpoint(ENDPOINT))
+        db.execute("insert into endpoints values (?, ?, 'h1', ?)", (*KEY, body))
+        db.execute("insert into hosts values ('h1', ?, 7)", (msgpack.packb([parse_address("192.0.2.1")]),))
+    db.close()
+    for _ in range(2):
+        store = Disk(tmp_path / "d.db")
+        saved = store.load()
+        assert (saved.epoch, saved.revision) == ("e1", 9)
+        assert saved.records == {
+            (Table.RESOURCE, ("Profile", "p")): Profile("p"),
+            (Table.ENDPOINT, tuple(KEY)): Holding("h1", ENDPOINT),
+            (Table.HOST, ("h1",)): HostState((parse_address("192.0.2.1"),), 7),
+            (Table.SUPERSEDED, ("abc",)): ANY,
+        }
+        store.close()
 
 
 def line(path: Path) -> str:
     with pytest.raises(StoreError) as caught:
-        Store(path)
+        Disk(path)
     text = str(caught.value)
     assert "\n" not in text and str(path) in text and len(text) < 500
     return text
@@ -73,16 +182,18 @@ def test_damage_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "d.db"
     path.write_text("this is not a database, it is a letter to a friend" * 100)
     assert "not a database" in line(path)
-    store = Store(tmp_path / "e.db")
-    store.commit(1, WRITES)
+    store = Disk(tmp_path / "e.db")
+    commit(store, 1)
     store.close()
     whole = (tmp_path / "e.db").read_bytes()
     (tmp_path / "e.db").write_bytes(whole[: len(whole) // 2])
     assert "damaged" in line(tmp_path / "e.db") or "malformed" in line(tmp_path / "e.db")
+    (tmp_path / "e.db").write_bytes(b"")
+    assert "is empty" in line(tmp_path / "e.db")
 
 
 def test_another_version_and_another_program(tmp_path: Path) -> None:
-    store = Store(tmp_path / "d.db")
+    store = Disk(tmp_path / "d.db")
     store.close()
     with sqlite3.connect(tmp_path / "d.db") as db:
         db.execute("update meta set value = '99' where key = 'version'")
@@ -93,10 +204,10 @@ def test_another_version_and_another_program(tmp_path: Path) -> None:
 
 
 def test_one_dispatcher_at_a_time(tmp_path: Path) -> None:
-    store = Store(tmp_path / "d.db")
+    store = Disk(tmp_path / "d.db")
     assert "another dispatcher" in line(tmp_path / "d.db")
     store.close()
-    Store(tmp_path / "d.db").close()
+    Disk(tmp_path / "d.db").close()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
