@@ -1,0 +1,360 @@
+# Simulated hosts, many in a process: the real wire and sync code over real DEALER sockets with CURVE; only the kernel
+# is left out. Each has a line to the dispatcher and one to the bare ROUTER beside it, where the same bytes come again.
+# Routes, which are everybody's, are kept and checked by the first host of each process alone: a thousand tables of
+# 100,000 are a thousand machines' memory.
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgpack
+import zmq
+
+from bench.bare import Message, identity
+from bench.served import Fleet
+from slash32 import wire
+from slash32.keys import KeyPair
+from slash32.pack import KINDS, AddressSet, Kind
+from slash32.sync import Applied, Replica
+from slash32.wire import Ack, Claim, Delta, Hello, Ping, Put, Report, Snapshot, Tag
+
+PING_EVERY = 5.0  # seconds
+_EVENT = struct.Struct("=Hi")
+_COMMON = (Kind.HOST, Kind.ROUTE)
+_WATCHED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_SAID = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+
+
+class Broken(Exception):
+    """A host was told what it cannot apply, or was not let in."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """A server, with the public key that hosts expect."""
+
+    name: str  # "dispatcher" or "bare"
+    endpoint: str
+    key: str
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]], where: Where, keys: KeyPair, name: bytes) -> zmq.Socket[bytes]:
+    """As hostd's, but that it tries again every 0.1 s however long: no back-off thins out a storm."""
+    s = context.socket(zmq.DEALER)
+    s.curve_publickey, s.curve_secretkey = keys.public.encode(), keys.secret.encode()
+    s.curve_serverkey = where.key.encode()
+    for option, value in (
+        (zmq.ROUTING_ID, name), (zmq.LINGER, 0), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 64), (zmq.IMMEDIATE, 1),
+        (zmq.HANDSHAKE_IVL, 30_000), (zmq.RECONNECT_IVL, 100), (zmq.HEARTBEAT_IVL, 5_000),
+        (zmq.HEARTBEAT_TIMEOUT, 15_000), (zmq.HEARTBEAT_TTL, 15_000), (zmq.IPV6, 1),
+    ):  # fmt: skip
+        s.setsockopt(option, value)
+    return s
+
+
+class Host:
+    def __init__(self, fleet: Fleet, number: int, full: bool) -> None:
+        self.number, self.name, self.full = number, fleet.names[number], full
+        self.claims = {n: fleet.endpoint(n) for n in fleet.of_host(number)}
+        self.replica = Replica()
+        self.twin = Replica()  # what the bare line's messages go to
+
+    def hello(self, fresh: bool) -> list[bytes]:
+        hello: Hello = (Replica() if fresh else self.replica).hello()._replace(name=self.name)
+        report = Report(1, tuple(self.claims.values()))
+        return [wire.encode_to_dispatcher(hello), wire.encode_to_dispatcher(report)]
+
+    def begin(self, frames: Message) -> None:
+        """A first snapshot. All its objects, or all but the common ones, with the digest it came with."""
+        if self.full:
+            said = wire.decode_from_dispatcher(frames)
+            assert isinstance(said, Snapshot)
+            if [o for o in self.replica.receive(said) if not isinstance(o, Applied)] or not self.replica.in_sync:
+                raise Broken(f"host {self.name}: the snapshot was not taken")
+            return
+        said = wire.decode_from_dispatcher([frames[0], *(f for f in frames[1:] if KINDS[f[2]] not in _COMMON)])
+        assert isinstance(said, Snapshot)
+        _fill(self.replica, [c for c in said.objects if isinstance(c, Put)])
+        self.replica.epoch, self.replica.revision, self.replica.digest = said.epoch, said.revision, said.digest
+        self.replica.in_sync = True
+
+    def again(self, frames: Message) -> None:
+        """The same snapshot once more: it must leave the host where it was."""
+        header = _header(frames[0])
+        if header[1:4] != [self.replica.epoch, self.replica.revision, self.replica.digest]:
+            raise Broken(f"host {self.name}: a snapshot of another content than it had")
+        self.replica.in_sync = True
+
+    def pair(self) -> None:
+        """The twin begins where the replica is, with all but the common objects."""
+        self.twin = Replica()
+        objects = [Put(k, n, v) for k in Kind if k not in _COMMON for n, v in self.replica.objects(k).items()]
+        _fill(self.twin, objects)
+        self.twin.epoch, self.twin.revision, self.twin.digest = (
+            self.replica.epoch, self.replica.revision, self.replica.digest)  # fmt: skip
+
+
+def _fill(replica: Replica, objects: Sequence[Put]) -> None:
+    for put in objects:
+        copy = put.value.copy() if isinstance(put.value, AddressSet) else put.value
+        replica._content[put.kind][put.name] = copy
+
+
+def _header(frame: bytes) -> list[Any]:
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(frame)
+    return list(unpacker.unpack())
+
+
+def take(replica: Replica, frames: Message, name: str) -> int:
+    """Applies a delta, as hostd does; the revision to acknowledge."""
+    said = wire.decode_from_dispatcher(frames)
+    assert isinstance(said, Delta)
+    for outcome in replica.receive(said):
+        if not isinstance(outcome, Applied):
+            raise Broken(f"host {name}: {outcome}")
+        return outcome.revision
+    if replica.in_sync and replica.revision == said.revision:
+        return said.revision
+    raise Broken(f"host {name}: a delta from {said.previous} to {said.revision} was not taken at {replica.revision}")
+
+
+@dataclass(slots=True)
+class Mood:
+    """What the driver wants of all hosts at the moment."""
+
+    prompt: bool = False  # acknowledge what comes, apply it afterwards
+    fresh: bool = True  # a Hello asks for everything
+    first: bool = True  # what comes is not known yet
+    storm: str = ""  # the server that everybody comes back to
+    acked: int = 0
+    connected: float = 0.0  # the first of all
+    last: float = 0.0  # the last acknowledgement
+    told: bool = False  # the driver was told that all have acknowledged
+    herald: int = -1  # the host that tells the driver which revision it was given
+    pinged: float = 0.0
+    seen: dict[bytes, bytes] = field(default_factory=dict)  # equal frames of snapshots, kept once
+
+
+class Line:
+    """One host's connection to one server."""
+
+    def __init__(self, crowd: Crowd, host: Host, where: Where, keys: KeyPair) -> None:
+        self.crowd, self.host, self.server = crowd, host, where.name
+        self.replica = host.replica
+        name = identity(host.number) if where.name == "bare" else b"s" + os.urandom(15)
+        self.socket = dealer(crowd.context, where, keys, name)
+        self.monitor = self.socket.get_monitor_socket(_WATCHED | _SAID)
+        self.got: list[Message] = []  # since the last `collect`
+        self.later: list[Message] = []  # acknowledged, not applied yet
+        self.up = False
+        for waited, call in ((self.socket, self.drain), (self.monitor, self.watch)):
+            crowd.listen(int(waited.getsockopt(zmq.FD)), call)
+        self.socket.connect(where.endpoint)
+        self.watch()
+
+    def watch(self) -> None:
+        mood = self.crowd.mood
+        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            event, _ = _EVENT.unpack(self.monitor.recv_multipart(zmq.NOBLOCK)[0])
+            if event == zmq.EVENT_CONNECTED:
+                if mood.storm == self.server and not mood.connected:
+                    mood.connected = time.monotonic()
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.up = True
+                for frame in self.host.hello(mood.fresh):
+                    self.socket.send(frame)
+                self.drain()
+            elif event == zmq.EVENT_DISCONNECTED:
+                self.up = False
+                if self.server == "dispatcher":
+                    self.host.replica.lost()
+            else:
+                raise Broken(f"host {self.host.name}: the {self.server} does not let it in")
+
+    def drain(self) -> None:
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self.receive(frames)
+
+    def receive(self, frames: Message) -> None:
+        tag = frames[0][1]
+        if tag == Tag.DELTA:
+            self.delta(frames)
+        elif tag == Tag.SNAPSHOT:
+            self.snapshot(frames)
+        elif tag == Tag.CLAIMED:
+            if self.crowd.mood.storm:
+                self.got.append(frames)
+        elif tag != Tag.PONG:
+            raise Broken(f"host {self.host.name}: {wire.decode_from_dispatcher(frames)}")
+
+    def delta(self, frames: Message) -> None:
+        mood = self.crowd.mood
+        if mood.storm and self.server == "bare":
+            revision = _header(frames[0])[3]
+        elif mood.prompt:
+            revision = _header(frames[0])[3]
+            self.later.append(frames)
+        else:
+            revision = take(self.host.twin if self.server == "bare" else self.replica, frames, self.host.name)
+        self.ack(revision)
+        if self.server == "dispatcher":
+            self.got.append(frames)
+            if self.host.number == mood.herald:
+                mood.herald = -1
+                self.crowd.pipe.send(revision)
+
+    def snapshot(self, frames: Message) -> None:
+        mood = self.crowd.mood
+        if self.server == "dispatcher":
+            if mood.first:
+                self.host.begin(frames)
+                frames = [mood.seen.setdefault(frame, frame) for frame in frames]
+                self.got.append(frames)
+            else:
+                self.host.again(frames)
+        self.ack(_header(frames[0])[2])
+
+    def ack(self, revision: int) -> None:
+        self.socket.send(wire.encode_to_dispatcher(Ack(revision)))
+        mood = self.crowd.mood
+        if mood.storm == self.server:
+            mood.acked += 1
+            mood.last = time.monotonic()
+
+    def catch_up(self) -> None:
+        for frames in self.later:
+            take(self.host.twin if self.server == "bare" else self.replica, frames, self.host.name)
+        self.later.clear()
+
+    def say(self, message: wire.FromHost) -> None:
+        self.socket.send(wire.encode_to_dispatcher(message))
+
+
+class Crowd:
+    def __init__(self, pipe: Connection, fleet: Fleet, keys: Mapping[int, KeyPair]) -> None:
+        self.pipe, self.fleet, self.keys = pipe, fleet, keys
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.context.set(zmq.MAX_SOCKETS, 20_000)
+        self.mood = Mood()
+        self.hosts = {n: Host(fleet, n, n == min(keys)) for n in keys}
+        self.lines: dict[str, dict[int, Line]] = {"dispatcher": {}, "bare": {}}
+        self.poll = select.epoll()
+        self.calls: dict[int, Any] = {}
+        self.listen(pipe.fileno(), self.obey)
+        self.going = True
+
+    def listen(self, fd: int, call: Any) -> None:
+        self.calls[fd] = call
+        self.poll.register(fd, select.EPOLLIN)
+
+    def run(self) -> None:
+        gc.disable()
+        calls, mood = self.calls, self.mood
+        while self.going:
+            for fd, _ in self.poll.poll(1.0, 2048):
+                calls[fd]()
+            if mood.storm and not mood.told and mood.acked == len(self.hosts):
+                mood.told = True
+                self.pipe.send((mood.connected, mood.last))
+
+    def obey(self) -> None:
+        command, *values = self.pipe.recv()
+        getattr(self, f"do_{command}")(*values)
+
+    # -- what the driver says ---------------------------------------------------------------------------------------
+
+    def do_claim_all(self, where: Where) -> None:
+        """Every host reports its guests, and goes: nobody is there to be told of the others'."""
+        for number, host in self.hosts.items():
+            s = dealer(self.context, where, self.keys[number], b"s" + os.urandom(15))
+            s.connect(where.endpoint)
+            for frame in host.hello(True):
+                s.send(frame)
+            while (frames := s.recv_multipart())[0][1] != Tag.CLAIMED:
+                if frames[0][1] == Tag.REFUSED:
+                    raise Broken(f"host {host.name}: {wire.decode_from_dispatcher(frames)}")
+            s.close(0)
+        self.pipe.send("claimed")
+
+    def do_storm(self, server: str, fresh: bool, first: bool) -> None:
+        """All come back as soon as the server is there; answered when all have acknowledged."""
+        self.mood.storm, self.mood.fresh, self.mood.first = server, fresh, first
+        self.mood.acked, self.mood.connected, self.mood.told, self.mood.prompt = 0, 0.0, False, False
+        self.pipe.send("ready")
+
+    def do_connect(self, where: Where) -> None:
+        for number, host in self.hosts.items():
+            self.lines[where.name][number] = Line(self, host, where, self.keys[number])
+
+    def do_pair(self) -> None:
+        for host in self.hosts.values():
+            host.pair()
+        gc.freeze()
+        self.pipe.send("paired")
+
+    def do_begin(self, prompt: bool) -> None:
+        self.mood.prompt, self.mood.storm = prompt, ""
+        self.ping()
+        self.pipe.send("ready")
+
+    def do_claim(self, host: int, number: int, grouped: bool) -> None:
+        """Its labels change: when it was sent is told, and which revision it became."""
+        endpoint = self.fleet.endpoint(number, grouped)
+        self.hosts[host].claims[number] = endpoint
+        line = self.lines["dispatcher"][host]
+        self.mood.herald = host
+        self.pipe.send(time.monotonic())
+        line.say(Claim(2, endpoint))
+        line.drain()
+
+    def do_collect(self) -> None:
+        """What the dispatcher has told each host since it was last asked; all that is owed is applied first."""
+        for line in (*self.lines["dispatcher"].values(), *self.lines["bare"].values()):
+            line.drain()
+            line.catch_up()
+        self.pipe.send({n: line.got for n, line in self.lines["dispatcher"].items() if line.got})
+        for line in self.lines["dispatcher"].values():
+            line.got = []
+        self.mood.seen.clear()
+
+    def do_check(self) -> None:
+        """Every host is in sync, and its twin says the same."""
+        bad = [h.name for h in self.hosts.values() if not h.replica.in_sync or h.replica.digest != h.twin.digest]
+        self.pipe.send(bad)
+
+    def do_end(self) -> None:
+        self.going = False
+
+    def ping(self) -> None:
+        """The dispatcher forgets who is silent. Between rounds only: it is no part of a change."""
+        if time.monotonic() - self.mood.pinged < PING_EVERY:
+            return
+        self.mood.pinged = time.monotonic()
+        for line in self.lines["dispatcher"].values():
+            if line.up:
+                line.say(Ping())
+                line.drain()
+
+
+def live(pipe: Connection, fleet: Fleet, keys: Mapping[int, KeyPair], cores: set[int]) -> None:
+    os.sched_setaffinity(0, cores)
+    crowd = Crowd(pipe, fleet, keys)
+    try:
+        crowd.run()
+    except Exception as e:
+        with contextlib.suppress(OSError):
+            pipe.send(e)
+        raise
