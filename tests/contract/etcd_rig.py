@@ -10,7 +10,6 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,8 +238,19 @@ class Etcd:
             command += ["--key", str(self.tls.folder / "server.key")]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=_ENV)
 
+    def revision(self) -> str:
+        """etcd's own."""
+        return self.ctl("endpoint", "status", "-w", "fields").split('"Revision" : ')[1].split()[0]
+
+    def restore(self, member: Member, copy: Path) -> None:
+        """The only member's data become what a copy has."""
+        shutil.rmtree(member.folder)
+        words = ("snapshot", "restore", str(copy), "--name", member.name, "--data-dir", str(member.folder))
+        cluster = ("--initial-cluster", f"{member.name}={member.peer_url}")
+        self.ctl(*words, *cluster, "--initial-advertise-peer-urls", member.peer_url, member=member)
+
     def keys(self, prefix: str) -> list[str]:
-        return self.ctl("get", "--prefix", "--keys-only", prefix, member=self.leader()).split()
+        return self.ctl("get", "--prefix", "--keys-only", prefix).split()
 
     def _status(self) -> list[list[str]]:
         running = [m for m in self.members if m.runs]
@@ -281,11 +291,6 @@ class Etcd:
 
 
 _ENV = {"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"}
-
-
-def endpoint_metrics(member: Member) -> str:
-    with urllib.request.urlopen(f"{member.url}/metrics", timeout=5) as answer:
-        return str(answer.read().decode())
 
 
 # --- a dispatcher's core, as far as a store sees it ------------------------------------------------------------------
@@ -359,7 +364,8 @@ class Replica:
     def head(self) -> int:
         """The revision there is now, and all of it was told."""
         self.store.ask_head()
-        return int(self.until(lambda found: next((o.revision for o in found if isinstance(o, Head)), None)))
+        answer: Head = self.until(lambda found: next((o for o in found if isinstance(o, Head)), None))
+        return answer.revision
 
     def until(self, holds: Callable[[list[Outcome]], Any]) -> Any:
         """Of what comes from now on."""
