@@ -49,6 +49,7 @@ FAMILIES = (
 )  # fmt: skip
 
 STATES = ("connected", "isolated", *(phase.value for phase in Phase if phase is not Phase.LIVE))
+RESULTS = ("allowed", "refused", "gone")
 OPERATIONS = ("prepare", "migrate", "start", "started", "stopped", "release", "reconnect")
 _SHOWN, _LINE = 20, 300  # problems in /health, characters of each
 
@@ -155,7 +156,8 @@ def problems(agent: Agent, present: Present) -> list[str]:
     if agent.held:
         found.append(f"held: {agent.held}")
     elif feed is not None and not feed.in_sync:
-        found.append(feed.trouble if not feed.connected else "the dispatcher's state is not here yet")
+        why = "the dispatcher's state is not here yet" if feed.connected else f"no dispatcher: {feed.trouble}"
+        found.append(why)
     found += [f"{failure.object}: {failure.message}" for failure in agent.settler.failures()]
     if present.trouble:
         found.append(f"disk: {present.trouble}")

@@ -59,7 +59,8 @@ def test_endpoints_are_counted_by_what_becomes_of_them(rig: Rig) -> None:
 def test_what_is_wrong_is_said(rig: Rig) -> None:
     rig.lose()
     rig.feed.trouble = "the connection\nis lost"
-    assert metrics.health(rig.agent, PRESENT) == {"status": "degraded", "problems": ["the connection\\nis lost"]}
+    problem = "no dispatcher: the connection\\nis lost"
+    assert metrics.health(rig.agent, PRESENT) == {"status": "degraded", "problems": [problem]}
     assert value(exported(rig), "slash32_hostd_problems") == 1
     assert value(exported(rig), "slash32_hostd_connected") == 0
     rig.connect()
@@ -243,7 +244,7 @@ def test_who_says_nothing_holds_nothing_up(site: Site) -> None:
 
 
 def test_who_does_not_listen_holds_nothing_up(site: Site) -> None:
-    site.body = "x" * (32 << 20)
+    site.body = "x" * (12 << 20)
     client = site.client()
     client.send(b"GET /metrics HTTP/1.1\r\n\r\n")
     site.turns(lambda: site.made)
@@ -251,7 +252,7 @@ def test_who_does_not_listen_holds_nothing_up(site: Site) -> None:
     assert len(site.scrape._connections) == 1, "the rest waits for the client"
     site.body, site.now = "y", site.now + 1
     assert site.ask(b"GET /metrics HTTP/1.1\r\n\r\n") == (200, b"y"), "others are served"
-    assert len(site.hear(client)) > 32 << 20, "and so is the first, when it listens"
+    assert len(site.hear(client)) > 12 << 20, "and so is the first, when it listens"
 
 
 def test_a_client_that_goes_away(site: Site) -> None:
