@@ -15,10 +15,11 @@ from slash32.sync import NO_SESSION
 from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
 
 from .claims import Claims
-from .commits import ANY, Commit, Store, Table
+from .commits import ANY, Commit, Holding, Store, Table
+from .company import Company
 from .fanout import Fanout, Frames
 from .inputs import Command, Said
-from .ledger import Ledger
+from .ledger import DISPATCHER, Ledger
 from .live import Commits
 from .metrics import Counts
 from .questions import SECONDS, Inquiry, Questions
@@ -55,10 +56,11 @@ class Core:
         self.ledger = Ledger(store.load())
         self.registry = self.ledger.registry
         self.counts = Counts()
+        self.company = Company(self)
         self.claims = Claims(self.ledger, self._refused)
         self.turns = Turns(store, self.ledger, clock, self._publish)
         self.fanout = Fanout()
-        self.commits = Commits()
+        self.commits = Commits(self.counts.live_seconds.observe)
         self.questions = Questions()
         self.sessions: dict[bytes, Session] = {}
         self.connected: dict[str, Session] = {}  # by host
@@ -89,6 +91,9 @@ class Core:
 
     def receive(self, identity: bytes, body: bytes, user: str) -> None:
         """`user` is who the connection was authenticated as ("host key"); needed where there is no session yet."""
+        if user.startswith(DISPATCHER):
+            self.company.hear(body, self.clock())
+            return
         session = self.sessions.get(identity)
         try:
             if session is not None and (revision := wire.plain_ack(body)) >= 0:
@@ -134,6 +139,7 @@ class Core:
         if publisher.ack(revision):
             self._resume.add(host)
         unsettled = publisher.unsettled
+        self.company.moved = self.company.moved or unsettled != before
         if unsettled != before and (self.commits.acknowledged(host, unsettled, session.heard) or before == 0):
             self.progress = True
 
@@ -155,6 +161,9 @@ class Core:
 
     def _hello(self, identity: bytes, user: str, hello: Hello) -> None:
         session = self.sessions.get(identity)
+        if self.company.away:
+            self._out.append((identity, wire.encode_to_host(wire.Refused(self.company.away))))
+            return
         name, _, key = user.partition(" ") if session is None else (session.host, "", session.key)
         host = self.registry.hosts.get(name)
         if host is None or self.ledger.keys.get(key) != name or (session is None and len(identity) != 16):
@@ -241,7 +250,10 @@ class Core:
 
     def ask(self, hosts: Collection[str], question: str, seconds: float = SECONDS) -> Inquiry:
         """Its future has the answers when all are here or time is up; hosts that are not connected are silent."""
-        inquiry = self.questions.begin([name for name in hosts if name not in self.connected], self.clock() + seconds)
+        now = self.clock()
+        inquiry = self.questions.begin([], now + seconds)
+        elsewhere = [name for name in hosts if name not in self.connected]
+        inquiry.silent += self.company.ask(elsewhere, question, inquiry, now)
         for name in hosts:
             session = self.connected.get(name)
             if session is not None:
@@ -280,6 +292,7 @@ class Core:
         if session is None:
             return
         log.info("host %s: %s", host, reason)
+        self.company.moved = True
         self.sessions.pop(session.identity, None)
         self._answering.pop(session.identity, None)
         self._opening.pop(host, None)
@@ -329,10 +342,12 @@ class Core:
         for host, frames in told:
             if frames is not None:
                 self._out.append((self.connected[host].identity, frames))
+        self.company.moved = True
         self.commits.add(commit.revision, begun, self.clock(), [host for host, _ in told])
         self.progress = True
         if not foreign:
             self.counts.commits += 1
+            self.counts.claims_granted += sum(isinstance(write.record, Holding) for write in commit.writes)
             self.counts.commit_seconds.observe(self.clock() - begun)
         for tell in self.on_commit:
             tell(commit)
@@ -364,6 +379,7 @@ class Core:
         ahead = self.ledger.host(host).ahead
         revision = self.revision if ahead is None else min(self.revision, ahead - 1)
         self._out.append((session.identity, self.fanout.open(host, session.hello, self.epoch, revision, adopt)))
+        self.company.moved = True
         held = self.fanout.publishers[host].held
         if held:
             log.error("host %s: keeps its own state: %s; `slash32 adopt` gives it ours", host, held)

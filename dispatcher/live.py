@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,7 +29,9 @@ class _Commit:
 
 
 class Commits:
-    def __init__(self) -> None:
+    def __init__(self, completed: Callable[[float], None] = lambda seconds: None) -> None:
+        """`completed` is told how long each commit took to its last acknowledgement."""
+        self._completed = completed
         self._commits: OrderedDict[int, _Commit] = OrderedDict()
         self._owed: dict[str, deque[tuple[int, float]]] = {}  # host -> commits that wait for it and their starts
 
@@ -54,7 +57,17 @@ class Commits:
                 commit.waiting -= 1
                 if commit.waiting == 0:
                     commit.finished, done = now, True
+                    self._completed(now - commit.begun)
         return done
+
+    def elsewhere(self, before: int, settled: int, now: float) -> None:
+        """A host that another dispatcher serves has got further: it has all after `before` and up to `settled`."""
+        for revision in range(max(before + 1, settled - KEPT), settled + 1):
+            commit = self._commits.get(revision)
+            if commit is not None:
+                commit.took.append(now - commit.begun)
+                if commit.waiting == 0:
+                    commit.finished = now
 
     def forget(self, host: str) -> None:
         """It is no host any more."""

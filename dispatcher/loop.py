@@ -155,7 +155,7 @@ class Loop:
             ready = dict(self._poller.poll(self._patience(watchdog)))
             now = time.monotonic()
             while self._zap.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-                self._zap.answer(self.core.ledger.keys, now)
+                self.core.counts.handshakes_refused += not self._zap.answer(self.core.ledger.keys, now)
             if self._router in ready:
                 self._take_messages()
             if self._wake_out.fileno() in ready:
@@ -169,6 +169,7 @@ class Loop:
             if watchdog and now - patted >= watchdog:
                 patted = now
                 notify("WATCHDOG=1")
+            self.core.counts.busy += time.monotonic() - now
         notify("STOPPING=1")
 
     def close(self) -> None:
@@ -247,7 +248,7 @@ class Loop:
             call.future.set_exception(e)
 
     def _flush(self) -> None:
-        send = self._router.send
+        send, counts = self._router.send, self.core.counts
         for identity, frames in self.core.flush():
             try:
                 send(identity, _MORE)
@@ -257,6 +258,9 @@ class Loop:
                 send(frames[-1], _NOW, len(frames[-1]) < BIG)
             except zmq.ZMQError:  # unreachable, or it takes nothing: a new Hello begins anew
                 self.core.gone(identity)
+                continue
+            counts.deliveries += 1
+            counts.delivered_bytes += sum(map(len, frames))
         done, self.core.done = self.core.done, []
         for command in done:
             command.finish()

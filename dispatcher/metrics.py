@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slash32 import __version__
+from slash32.errors import visible
 from slash32.metrics import COMMON, Family, Histogram, Kind, Sampled, Usage, common, render
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _fleet(core: Core, now: float) -> Iterator[Sampled]:
     in_sync = {name: publisher.has(core.revision) for name, publisher in publishers.items()}
     yield REVISION.of(core.revision)
     yield STORE.by({core.epoch: 1})
-    yield STORE_TROUBLE.of(bool(core.store.trouble))
+    yield STORE_TROUBLE.of(bool(_trouble(core)))
     fenced = sum(bool(state.fenced) for state in core.ledger.hosts.values())
     held = sum(bool(publisher.held) for publisher in publishers.values())
     states = len(registry.hosts), fenced, len(core.connected), sum(in_sync.values()), held
@@ -101,13 +102,7 @@ def _fleet(core: Core, now: float) -> Iterator[Sampled]:
     yield RESOURCES.by({kind: len(found) for kind, found in core.ledger.resources().items()})
     yield ALARMS.of(sum(map(len, core.alarms.values())))
     yield IN_SYNC.by({name: int(has) for name, has in in_sync.items()})
-    lags = {name: lag_seconds(core, name, now) for name in core.connected}
-    yield LAG.by({name: lag for name, lag in lags.items() if lag is not None})
-
-
-def lag_seconds(core: Core, name: str, now: float) -> float | None:
-    """Age of the oldest commit that a connected host has not acknowledged. None: of before it connected, or too old."""
-    return core.commits.lag(name, now)
+    yield LAG.by({name: core.commits.lag(name, now) for name in core.connected})
 
 
 def _work(core: Core) -> Iterator[Sampled]:
@@ -131,5 +126,9 @@ def _work(core: Core) -> Iterator[Sampled]:
 
 def health(core: Core) -> dict[str, Any]:
     """Of this dispatcher, not of the fleet: hosts that lag or hold are metrics, and no reason to restart it."""
-    problems = [f"the store takes no commits: {core.store.trouble}"] if core.store.trouble else []
+    problems = [f"the store takes no commits: {visible(_trouble(core))}"] if _trouble(core) else []
     return {"status": "degraded" if problems else "ok", "problems": problems}
+
+
+def _trouble(core: Core) -> str:
+    return core.store.trouble or core.turns.failing

@@ -30,13 +30,14 @@ class Zap:
         self.socket.bind("inproc://zeromq.zap.01")
         self._logged: dict[str, float] = {}
 
-    def answer(self, keys: Mapping[str, str], now: float) -> None:
-        """One waiting request. The user id is "host key", so that a session can be tied to both."""
+    def answer(self, keys: Mapping[str, str], now: float) -> bool:
+        """One waiting request; whether it may come in. The user id is "host key", so that a session is tied to both."""
         frames = self.socket.recv_multipart(zmq.NOBLOCK)
         request = frames[1] if len(frames) > 1 else b""
         user = self._user(frames, keys, now)
         status, text = (b"200", b"OK") if user else (b"400", b"unknown key")
         self.socket.send_multipart([b"1.0", request, status, text, user.encode(), b""])
+        return bool(user)
 
     def _user(self, frames: list[bytes], keys: Mapping[str, str], now: float) -> str:
         """Empty: denied."""
