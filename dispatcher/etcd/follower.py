@@ -60,9 +60,10 @@ class Follower:
         for forever in (self._keep_looking(), self._keep_listening(), self._tidy()):
             self._start(forever)
         await stop.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while running := set(self._tasks):
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.1)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -88,8 +89,7 @@ class Follower:
     async def _keep_looking(self) -> None:
         while not self.wrong:
             await self._look()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ring.wait(), LOOK)
+            await _within(LOOK, self._ring)
             self._ring.clear()
 
     async def _look(self) -> None:
@@ -254,8 +254,7 @@ class Follower:
     async def _lost_race(self, mine: Proposal) -> None:
         """Somebody has that revision: it is told as soon as it is read. It may even be ours, asked for twice."""
         self._ring.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(mine.over.wait(), PROPOSAL)
+        await _within(PROPOSAL, mine.over)
         mine.done = True
         self._fail(mine, f"{self.title}: revision {mine.entry.revision} was taken and cannot be read")
 
@@ -328,3 +327,10 @@ class Follower:
         stem = self.keys.chunks(entry.revision, entry.nonce)
         with contextlib.suppress(Failure):  # then they are collected later
             await self.gateway.ask("kv/deleterange", alone(delete(stem, behind(stem))))
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    # Not wait_for: in Python 3.11 it may swallow a cancellation.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+from yarl import URL
 
 from slash32.errors import printable
 
@@ -151,6 +152,7 @@ class Gateway:
         self.current = self.endpoints[0]
         self.moved = asyncio.Event()  # set, and another one, whenever `current` changes
         self._ssl = security(config)
+        self._known: set[str] = set()  # endpoints that have answered
         connector = aiohttp.TCPConnector(ssl=self._ssl, limit=0, keepalive_timeout=120)
         self._session = aiohttp.ClientSession(connector=connector, headers=_HEADERS, auto_decompress=False)
 
@@ -223,7 +225,10 @@ class Gateway:
         except TimeoutError:
             raise Failure(f"no answer within {patience:g} s", done=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            raise _transport(e) from None
+            if endpoint in self._known:
+                raise _transport(e) from None
+            raise await self._first_failure(endpoint, e) from None
+        self._known.add(endpoint)
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
@@ -231,6 +236,29 @@ class Gateway:
         if response.status != 200 or not isinstance(answer, dict):
             raise _refusal(response.status, answer)
         return answer
+
+    async def _first_failure(self, endpoint: str, error: Exception) -> Failure:
+        """It may be that both do not speak the same, or that a certificate is refused."""
+        url, failure = URL(endpoint), _transport(error)
+        if url.scheme == "https":
+            said = await self._farewell(url)
+            return _transport(said) if said else failure
+        return Failure(f"{failure} (if it speaks TLS, give it as https://)", True) if failure.done else failure
+
+    async def _farewell(self, url: URL) -> Exception | None:
+        """What a member says when TLS fails. Who speaks before hearing that may see but a closed connection."""
+        try:
+            async with asyncio.timeout(ONE_REQUEST):
+                reader, writer = await asyncio.open_connection(url.host, url.port, ssl=self._ssl)
+                try:
+                    await reader.read(1)
+                finally:
+                    writer.transport.abort()
+        except ssl.SSLError as e:
+            return e
+        except (TimeoutError, OSError):
+            return None  # it says nothing, or is not there
+        return None
 
     async def watch(self, start: str, end: str) -> AsyncIterator[list[Pair]]:
         """What is put there from now on. The first list is empty: now it watches. Raises Failure; or ends."""
@@ -279,7 +307,7 @@ def _transport(error: Exception) -> Failure:
         return Hopeless(f"its certificate is not accepted ({why}): check etcd_ca and the names in that certificate")
     if "WRONG_VERSION_NUMBER" in text:
         return Hopeless("does not speak TLS: give it as http://")
-    if found is not None and "ALERT" in text.upper():
+    if "SSL" in text and "ALERT" in text:
         return Hopeless(f"refuses this dispatcher's certificate ({text}): check etcd_cert and etcd_key")
     if isinstance(error, aiohttp.ClientConnectorError):
         return Failure(getattr(cause, "strerror", "") or text)

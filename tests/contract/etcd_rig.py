@@ -1,5 +1,5 @@
-# Real etcd on loopback, one member or several, with what happens to them: killed, stopped, cut off, no room; and a
-# relay that swallows what passes. Every process is this rig's own, on ports of its own, with its data in a test's folder.
+# Real etcd on loopback, one member or several, with what happens to them: killed, stopped, cut off; and a relay
+# that swallows what passes. Every process is this rig's own, on ports of its own, with its data in a test's folder.
 from __future__ import annotations
 
 import re
@@ -311,6 +311,7 @@ class Replica:
         self.epoch, self.revision, self.records = saved.epoch, saved.revision, dict(saved.records)
         self.log: dict[int, tuple[Write, ...]] = {}
         self.outcomes: list[Outcome] = []
+        self.proposed: Commit | None = None
 
     def pump(self, seconds: float = 0.02) -> list[Outcome]:
         self.woken.wait(seconds)
@@ -318,6 +319,9 @@ class Replica:
         found = self.store.take()
         for outcome in found:
             match outcome:
+                case Landed(revision):
+                    assert self.proposed is not None and self.proposed.revision == revision
+                    self._apply(self.proposed)
                 case Foreign(commit):
                     self._apply(commit)
                 case Replaced(saved):
@@ -339,17 +343,13 @@ class Replica:
 
     def propose(self, writes: tuple[Write, ...]) -> Outcome:
         """What becomes of it."""
-        commit = Commit(self.revision + 1, writes)
+        self.proposed = commit = Commit(self.revision + 1, writes)
         self.store.propose(commit)
         end = time.monotonic() + PATIENCE
         while True:
             assert time.monotonic() < end, "a proposal without an outcome"
             for outcome in self.pump():
-                if isinstance(outcome, Landed):
-                    assert outcome.revision == commit.revision
-                    self._apply(commit)
-                    return outcome
-                if isinstance(outcome, Failed | Replaced):
+                if isinstance(outcome, Landed | Failed | Replaced):
                     return outcome
                 if isinstance(outcome, Foreign) and outcome.commit.revision == commit.revision:
                     return outcome
