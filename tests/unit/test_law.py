@@ -20,9 +20,9 @@ MAY_IMPORT = {
 }
 PURE = {
     "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast"
-    " policies hosts networksets schema traffic regions programs reading classes compare naming edits",
+    " metrics policies hosts networksets schema traffic regions programs reading classes compare naming edits",
     "hostd": "ruleset desired forwarding state claims world absorb names compile sets walk chains host_chains calc plan"
-    " settle moves starting agent operations sightings status judge revoke ends trial alike",
+    " metrics settle moves starting agent operations sightings status judge revoke ends trial alike",
     "dispatcher": "anchors changes interest selections segment registry fanout ownership live "
     "claims commits inputs ledger turns metrics",
 }
