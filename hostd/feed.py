@@ -85,8 +85,8 @@ class _Session:
     again: bool = False  # a Hello is due, as soon as HELLO_AGAIN allows
     pinged: float = -1.0
     unanswered: float = -1.0  # the first ping without a word since
-    accepted: bool = False  # the dispatcher answered: it takes this host for its own
-    patience: float = HELLO_AGAIN  # with a dispatcher whose content was refused
+    accepted: bool = False  # the Hello was answered: the dispatcher takes this host for its own
+    hellos: int = 0
 
 
 class Feed:
@@ -100,6 +100,8 @@ class Feed:
         self._seq = 0
         self._events: list[FeedEvent] = []
         self._session = _Session()
+        self._holding: set[str] = set()  # dispatchers whose content was refused, since one's was taken
+        self._patience = HELLO_AGAIN  # with such a one
         self._line = Line(config.dispatchers, config.key_file, context)
         try:
             self._line.step(time.monotonic())
@@ -216,8 +218,17 @@ class Feed:
         if not self.replica.held:
             if now - session.hello_at > SILENCE:
                 self._line.leave(f"no content from the dispatcher for {SILENCE:.0f} s")
-        elif self._line.several and now - session.hello_at > session.patience:  # it may only have been behind
-            session.again, session.patience = True, min(HELD_AGAIN, 2 * session.patience)
+        elif self._line.several and now - session.hello_at > self._patience:
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Its content was refused, and an operator may have to decide; but it may only be behind, or alone in that."""
+        self._patience = min(HELD_AGAIN, 2 * self._patience)
+        self._holding.add(self._line.endpoint)
+        if self._session.hellos == 1 or len(self._holding) == len(self.config.dispatchers):
+            self._session.again = True
+        else:
+            self._line.leave(f"its content is refused: {self.replica.held}")
 
     def _greet(self, now: float) -> None:
         session = self._session
@@ -233,7 +244,7 @@ class Feed:
         hello = self.replica.hello(self.config.addresses)._replace(name=self.config.host, about=self.config.about)
         if not self._line.send(wire.encode_to_dispatcher(hello)):
             return  # the pipe is not there yet, or full: the next tick tries again
-        session.again, session.hello_at = False, now
+        session.again, session.hello_at, session.hellos = False, now, session.hellos + 1
         if not self.connected:
             self.connected = True
             self._events.append(Connected(self._line.endpoint))
@@ -262,7 +273,7 @@ class Feed:
             self._drop("the dispatcher knows of no session with this host")
             self._session.again = True
         else:
-            if not self._session.accepted:
+            if not self._session.accepted and isinstance(message, wire.Snapshot | wire.Delta | wire.Claimed):
                 self._session.accepted = True
                 self._line.accepted(now)
             self._mean(message)
@@ -277,5 +288,8 @@ class Feed:
                 for outcome in self.replica.receive(message):
                     if isinstance(outcome, NeedSnapshot):
                         self._session.again = True
-                    else:
-                        self._events.append(outcome)
+                        continue
+                    self._events.append(outcome)
+                    if isinstance(outcome, Applied):
+                        self._holding.clear()
+                        self._patience = HELLO_AGAIN

@@ -77,7 +77,7 @@ class Played:
             self.heard.append(message)
             if isinstance(message, Hello):
                 self._peers.append(identity)
-            for answer in self.answers(message):
+            for answer in [wire.Pong(5)] if isinstance(message, wire.Ping) else self.answers(message):
                 self._router.send_multipart([identity, *wire.encode_to_host(answer)])
 
     def send(self, *frames: bytes) -> None:

@@ -238,6 +238,47 @@ def test_a_dispatcher_that_is_behind_is_asked_again(stage: Stage) -> None:
     stage.until(stage.in_sync)
 
 
+def test_of_two_that_disagree_the_one_is_taken_that_can_be(stage: Stage) -> None:
+    """One has been cut off from the others for a while: hosts need no operator to find that out."""
+    stage.dispatchers(2)
+    feed = stage.start()
+    stage.until(stage.in_sync)
+    good, old = stage.present(), next(played for played in stage.played if played is not stage.present())
+    old.answers = lambda message: [wire.Snapshot("e", 4, 0, False, ())] if isinstance(message, Hello) else []
+    good.send(*wire.encode_to_host(wire.Refused("away")))
+    stage.until(lambda: any(isinstance(event, Held) for event in stage.events))
+    assert feed.endpoint == old.place.endpoint
+
+    def hurried() -> bool:
+        stage.later += 0.05
+        return stage.in_sync()
+
+    stage.until(hurried)
+    assert feed.endpoint == good.place.endpoint and stage.replica.revision == 5
+
+
+def test_where_all_hold_back_it_stays_and_waits_for_the_operator(stage: Stage) -> None:
+    stage.dispatchers(2)
+    for played in stage.played:
+        played.answers = lambda message: [wire.Snapshot("e", 4, 0, False, ())] if isinstance(message, Hello) else []
+    feed = stage.start()
+
+    def hurried() -> bool:
+        stage.later += 0.05
+        return all(len(played.hellos) >= 2 for played in stage.played)
+
+    stage.until(hurried)
+    stays, greeted = feed.endpoint, sum(len(played.hellos) for played in stage.played)
+    stage.later += 3600.0
+    for _ in range(20):
+        stage.turn()
+    assert feed.connected and feed.endpoint == stays and stage.replica.held
+    assert sum(len(played.hellos) for played in stage.played) <= greeted + 1
+    stage.present().send(*wire.encode_to_host(wire.Snapshot("e", 4, 0, True, ())))  # `slash32 adopt`
+    stage.until(stage.in_sync)
+    assert stage.replica.revision == 4
+
+
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +492,8 @@ def test_stopped_and_continued(pair: tuple[Rack, Dispatcher, Dispatcher], tmp_pa
     def connected() -> list[Dispatcher]:
         found = []
         for each in (one, other):
+            if each.process is None or each.process.poll() is not None:
+                continue
             item = next(item for item in each.get("/v1/hosts")["items"] if item["name"] == "h1")
             found += [each] if item["connected"] and item["in_sync"] else []
         return found
@@ -461,6 +504,7 @@ def test_stopped_and_continued(pair: tuple[Rack, Dispatcher, Dispatcher], tmp_pa
             time.sleep(3 * SEVERAL.heartbeat / 1000)  # libzmq's time-to-live begins anew with a heartbeat only
             child.send_signal(signal.SIGSTOP)
             ping = connected()[0]
+            (other if ping is one else one).stop()  # it would not hear of what follows
             n = itertools.count(1)
 
             def given_up() -> bool:
