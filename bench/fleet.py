@@ -23,6 +23,7 @@ RUN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {room}.__main__ imp
 SWITCH, PORT = "10.99.0.1", 5532
 GROUPS = 10
 STRIDE = 1009  # between guests that join a group
+IDLE = 30.0  # seconds; after some more the dispatcher hangs up
 PATIENCE = 120.0  # seconds until a condition that should hold is given up
 
 
@@ -31,7 +32,7 @@ class Api(http.client.HTTPConnection):
 
     def __init__(self, path: Path) -> None:
         super().__init__("dispatcher", timeout=PATIENCE)
-        self.path = path
+        self.path, self._used = path, 0.0
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -40,9 +41,12 @@ class Api(http.client.HTTPConnection):
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """Raises CageError."""
+        if time.monotonic() - self._used > IDLE:
+            self.close()
         self.request(method, path, None if body is None else json.dumps(body))
         answer = self.getresponse()
         said = json.loads(answer.read())
+        self._used = time.monotonic()
         if answer.status != 200:
             raise CageError(f"{method} {path}: {said}")
         return said
@@ -53,12 +57,12 @@ def _daemon(room: str, config: Path) -> list[str]:
     return ["/usr/bin/python3", "-I", "-c", RUN.format(room=room), str(REPO), "--config", str(config), "run"]
 
 
-def until(holds: Callable[[], object], what: Callable[[], str]) -> None:
+def until(holds: Callable[[], object], what: Callable[[], str], pause: float = 0.01) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds():
         if time.monotonic() > deadline:
             raise CageError(what())
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 class Dispatcher:
@@ -90,6 +94,11 @@ class Dispatcher:
         said = self.call("GET", f"/v1/revisions/{revision}?wait={PATIENCE:.0f}")
         if said["pending"] or said["failed"]:
             raise CageError(f"revision {revision}: pending {said['pending'][:5]}, failed {said['failed'][:3]}")
+
+    def live_next(self, before: int) -> None:
+        """The same of the one that comes next."""
+        until(lambda: self.revision() > before, lambda: f"there is no revision after {before}", pause=0.0)
+        self.live(before + 1)
 
     def change(self, *documents: dict[str, Any]) -> None:
         self.live(self.apply(*documents))
@@ -166,7 +175,7 @@ class Guest:
         self.number, self.name = number, f"guest{number}"
         mac = f"52:54:{number >> 24 & 255:02x}:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
         words = "".join(f'<slash32:label key="{key}" value="yes"/>' for key in labels)
-        tag = f'{words}<slash32:profile name="p{number}"/><slash32:interface><slash32:address>{address(number)}'
+        tag = f"{words}<slash32:interface><slash32:address>{address(number)}"
         nic = f"<interface type='ethernet'><mac address='{mac}'/><target dev='vnet{number}'/></interface>"
         self.xml = f"""<domain type='qemu'><name>{self.name}</name>
 <uuid>00000000-0000-4000-8000-{number:012x}</uuid><metadata>
@@ -189,14 +198,13 @@ class Fleet:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a tap is a descriptor
         self._folder, self._each, self._settled = folder, guests, hosts * guests
-        self._profiles = self._settled + spare
         ip(["link set lo up", "link add br0 type bridge", "link set br0 up", f"addr add {SWITCH}/16 dev br0"])
         self.dispatcher = Dispatcher(folder / "d1")
         self.hosts = [Host(number, folder, self.dispatcher) for number in range(hosts)]
         self.dispatcher.apply(*(host.resource() for host in self.hosts))
         for number, host in enumerate(self.hosts):
             host.taps(range(number * guests, (number + 1) * guests))
-            host.taps(range(self._settled + number, self._profiles, hosts))
+            host.taps(range(self._settled + number, self._settled + spare, hosts))
             host.start()
         for host in self.hosts:
             host.wait()
@@ -221,7 +229,6 @@ class Fleet:
             spec = {"selector": f"has(g{group})", "types": ["Ingress", "Egress"], "ingress": ingress}
             policy = document("GlobalNetworkPolicy", f"group{group}", **spec, egress=[{"action": "Allow"}])
             self.dispatcher.apply(policy, self._outside(group, 49))
-        self.dispatcher.apply(*(document("Profile", f"p{number}") for number in range(self._profiles)))
 
     @staticmethod
     def _outside(group: int, count: int) -> dict[str, Any]:
@@ -243,10 +250,16 @@ class Fleet:
     # -- what is measured: each turn once, from 0 on; what came stays --------------------------------------------------
 
     def join(self, turn: int) -> Callable[[], None]:
-        """What is to be measured: a guest of another group joins group 0, too, because the operator gives its profile a
-        label."""
-        profile = document("Profile", f"p{self._late[turn * STRIDE % len(self._late)]}", labelsToApply={"g0": "yes"})
-        return lambda: self.dispatcher.change(profile)
+        """What is to be measured: a running guest of another group is tagged as one of group 0, too."""
+        number = self._late[turn * STRIDE % len(self._late)]
+        guest = Guest(number, ["g0", f"g{number % GROUPS}"], self._folder)
+        before = self.dispatcher.revision()
+
+        def run() -> None:
+            self._host(number).tell(guest, "started")  # as libvirt's event would
+            self.dispatcher.live_next(before)
+
+        return run
 
     def element(self, turn: int) -> Callable[[], None]:
         return lambda: self.dispatcher.change(self._outside(0, 50 + turn))
@@ -261,7 +274,7 @@ class Fleet:
         def run() -> None:
             for operation in ("prepare", "start"):
                 spawn([str(host.hook), guest.name, operation, "begin", "-"], guest.file)
-            self.dispatcher.live(before + 1)
+            self.dispatcher.live_next(before)
 
         return run
 
