@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from slash32.journal import fields
 from slash32.model import Endpoint, EndpointKey
 from slash32.sync import Replica
 from slash32.tag import Domain, Nic, quote
@@ -157,7 +158,7 @@ class Agent:
         """A running guest was given a tag that is wrong: the last good one stays."""
         for local in self.locals.of_domain(uuid):
             self._say(replace(local, problem=message))
-        log.warning("%s", message)
+        log.warning("%s", message, extra=fields(uuid=uuid))
 
     def runs(self, uuid: str, now: float) -> None:
         """The guest executes here: an incoming one has arrived, and its addresses with it."""
@@ -231,7 +232,7 @@ class Agent:
             else:
                 self._say(replace(local, problem=message))
             if message and message != local.problem:
-                log.warning("%s: %s", quote(endpoint.domain), message)
+                log.warning("%s: %s", quote(endpoint.domain), message, extra=_about(endpoint))
             if local.endpoint == endpoint:  # else it was re-tagged meanwhile, and that is still to be answered
                 self._waiting.answered(local.endpoint, message)
 
@@ -323,11 +324,13 @@ class Agent:
     def _carry(self, endpoint: Endpoint, nic: Nic, driver: str, runs: bool = True) -> None:
         carrier = self.settler.carrier(nic.target) if nic.target is not None else None
         if carrier is not None and not carrier.tap.startswith(self.guard_prefixes):
-            log.warning("%s: tap %s is not guarded: left alone", quote(endpoint.domain), quote(carrier.tap))
+            words = quote(endpoint.domain), quote(carrier.tap)
+            log.warning("%s: tap %s is not guarded: left alone", *words, extra=_about(endpoint))
             carrier = None
         other = self.locals.carried_by(carrier.ifindex) if carrier is not None else None
         if other is not None and other.endpoint.key != endpoint.key:
-            log.warning("%s: its tap carries %s: left alone", quote(endpoint.domain), quote(other.endpoint.domain))
+            words = quote(endpoint.domain), quote(other.endpoint.domain)
+            log.warning("%s: its tap carries %s: left alone", *words, extra=_about(endpoint))
             carrier = None
         local = self.locals.get(endpoint.key)
         if local is None:
@@ -364,3 +367,8 @@ class Agent:
         failed = {f.object: f.message for f in failures}
         message = failed.get(f"tap {local.carrier.tap}")
         return f"{quote(local.endpoint.domain)}: the kernel refused it: {message}" if message else None
+
+
+def _about(endpoint: Endpoint) -> dict[str, dict[str, object]]:
+    """For who reads the log by programs."""
+    return fields(domain=endpoint.domain, uuid=endpoint.key.uuid, mac=endpoint.key.mac)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from slash32 import __version__
 from slash32.errors import Slash32Error, visible
+from slash32.journal import fields
 from slash32.metrics import CONTENT_TYPE
 from slash32.notify import notify
 from slash32.process import usage
@@ -264,7 +265,9 @@ class Daemon:
                 before = self.settler.counters.healed
                 self.agent.resync()
                 repairs = self.settler.counters.healed - before
-                log.warning("%s (pid %d) changed our tables: %d repairs", event.program, event.process, repairs)
+                about = fields(program=event.program, pid=event.process, repairs=repairs)
+                words = event.program, event.process, repairs
+                log.warning("%s (pid %d) changed our tables: %d repairs", *words, extra=about)
                 break
         for event in events:
             self._kernel_said(event)
@@ -282,7 +285,7 @@ class Daemon:
         table.settled()
         repairs = self.settler.counters.healed - before
         if repairs or self.machine.packet_filter == IPTABLES:
-            log.warning("somebody changed our tables or sets: %d repairs", repairs)
+            log.warning("somebody changed our tables or sets: %d repairs", repairs, extra=fields(repairs=repairs))
 
     def _supplant(self) -> None:
         """The other packet filter's time is over as soon as all that it held is in this one."""

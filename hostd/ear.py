@@ -7,6 +7,8 @@ import os
 import queue
 from collections.abc import Callable
 
+from slash32.journal import fields
+
 from .agent import Agent
 from .operations import Operations
 from .sightings import BadTag, Gone, Lost, Runs, Scanned, Seen, Stopped, Suspended, Unread, WatchEvent
@@ -90,7 +92,9 @@ class Ear:
                 self._drivers.add(event.driver)
                 self._after_scan()
             case Unread():
-                log.warning("domain %s: libvirt does not show it: %s", event.uuid, event.reason)
+                about = fields(uuid=event.uuid, driver=event.driver)
+                log.warning("domain %s: libvirt does not show it: %s", event.uuid, event.reason, extra=about)
             case Lost():
                 self.connected[event.driver] = False
-                log.warning("libvirt %s: %s: its guests' network stays as it is", event.driver, event.reason)
+                what = "libvirt %s: %s: its guests' network stays as it is"
+                log.warning(what, event.driver, event.reason, extra=fields(driver=event.driver))
