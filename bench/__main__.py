@@ -17,6 +17,7 @@ ALL = {
     "labels": ["-n", "50", "--present", "1000,10000"],
     "diff": ["-n", "3", "--endpoints", "1000"],
     "hostd": ["-n", "5", "--few", "10", "--many", "100"],
+    "fanout": ["-n", "5", "--storms", "1", "--hosts", "10,100", "--endpoints", "1000,10000"],
 }  # and how to run it quickly, for a first look: such figures prove nothing
 
 

@@ -1,7 +1,6 @@
 # Simulated hosts, many in a process: the real wire and sync code over real DEALER sockets with CURVE; only the kernel
 # is left out. Each has a line to the dispatcher and one to the bare ROUTER beside it, where the same bytes come again.
-# Routes, which are everybody's, are kept and checked by the first host of each process alone: a thousand tables of
-# 100,000 are a thousand machines' memory.
+# The first host of each process is a full one.
 from __future__ import annotations
 
 import contextlib
@@ -10,121 +9,24 @@ import os
 import select
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import msgpack
 import zmq
 
 from bench.bare import Message, identity
 from bench.served import Fleet
+from bench.simulated import Broken, Host, Where, dealer, header, take
 from slash32 import wire
 from slash32.keys import KeyPair
-from slash32.pack import KINDS, AddressSet, Kind
-from slash32.sync import Applied, Replica
-from slash32.wire import Ack, Claim, Delta, Hello, Ping, Put, Report, Snapshot, Tag
+from slash32.wire import Ack, Claim, Ping, Tag
 
 PING_EVERY = 5.0  # seconds
 _EVENT = struct.Struct("=Hi")
-_COMMON = (Kind.HOST, Kind.ROUTE)
 _WATCHED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _SAID = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-
-
-class Broken(Exception):
-    """A host was told what it cannot apply, or was not let in."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """A server, with the public key that hosts expect."""
-
-    name: str  # "dispatcher" or "bare"
-    endpoint: str
-    key: str
-
-
-def dealer(context: zmq.Context[zmq.Socket[bytes]], where: Where, keys: KeyPair, name: bytes) -> zmq.Socket[bytes]:
-    """As hostd's, but that it tries again every 0.1 s however long: no back-off thins out a storm."""
-    s = context.socket(zmq.DEALER)
-    s.curve_publickey, s.curve_secretkey = keys.public.encode(), keys.secret.encode()
-    s.curve_serverkey = where.key.encode()
-    for option, value in (
-        (zmq.ROUTING_ID, name), (zmq.LINGER, 0), (zmq.SNDHWM, 1000), (zmq.RCVHWM, 64), (zmq.IMMEDIATE, 1),
-        (zmq.HANDSHAKE_IVL, 30_000), (zmq.RECONNECT_IVL, 100), (zmq.HEARTBEAT_IVL, 5_000),
-        (zmq.HEARTBEAT_TIMEOUT, 15_000), (zmq.HEARTBEAT_TTL, 15_000), (zmq.IPV6, 1),
-    ):  # fmt: skip
-        s.setsockopt(option, value)
-    return s
-
-
-class Host:
-    def __init__(self, fleet: Fleet, number: int, full: bool) -> None:
-        self.number, self.name, self.full = number, fleet.names[number], full
-        self.claims = {n: fleet.endpoint(n) for n in fleet.of_host(number)}
-        self.replica = Replica()
-        self.twin = Replica()  # what the bare line's messages go to
-
-    def hello(self, fresh: bool) -> list[bytes]:
-        hello: Hello = (Replica() if fresh else self.replica).hello()._replace(name=self.name)
-        report = Report(1, tuple(self.claims.values()))
-        return [wire.encode_to_dispatcher(hello), wire.encode_to_dispatcher(report)]
-
-    def begin(self, frames: Message) -> None:
-        """A first snapshot. All its objects, or all but the common ones, with the digest it came with."""
-        if self.full:
-            said = wire.decode_from_dispatcher(frames)
-            assert isinstance(said, Snapshot)
-            if [o for o in self.replica.receive(said) if not isinstance(o, Applied)] or not self.replica.in_sync:
-                raise Broken(f"host {self.name}: the snapshot was not taken")
-            return
-        said = wire.decode_from_dispatcher([frames[0], *(f for f in frames[1:] if KINDS[f[2]] not in _COMMON)])
-        assert isinstance(said, Snapshot)
-        _fill(self.replica, [c for c in said.objects if isinstance(c, Put)])
-        self.replica.epoch, self.replica.revision, self.replica.digest = said.epoch, said.revision, said.digest
-        self.replica.in_sync = True
-
-    def again(self, frames: Message) -> None:
-        """The same snapshot once more: it must leave the host where it was."""
-        header = _header(frames[0])
-        if header[1:4] != [self.replica.epoch, self.replica.revision, self.replica.digest]:
-            raise Broken(f"host {self.name}: a snapshot of another content than it had")
-        self.replica.in_sync = True
-
-    def pair(self) -> None:
-        """The twin begins where the replica is, with all but the common objects."""
-        self.twin = Replica()
-        objects = [Put(k, n, v) for k in Kind if k not in _COMMON for n, v in self.replica.objects(k).items()]
-        _fill(self.twin, objects)
-        self.twin.epoch, self.twin.revision, self.twin.digest = (
-            self.replica.epoch, self.replica.revision, self.replica.digest)  # fmt: skip
-
-
-def _fill(replica: Replica, objects: Sequence[Put]) -> None:
-    for put in objects:
-        copy = put.value.copy() if isinstance(put.value, AddressSet) else put.value
-        replica._content[put.kind][put.name] = copy
-
-
-def _header(frame: bytes) -> list[Any]:
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(frame)
-    return list(unpacker.unpack())
-
-
-def take(replica: Replica, frames: Message, name: str) -> int:
-    """Applies a delta, as hostd does; the revision to acknowledge."""
-    said = wire.decode_from_dispatcher(frames)
-    assert isinstance(said, Delta)
-    for outcome in replica.receive(said):
-        if not isinstance(outcome, Applied):
-            raise Broken(f"host {name}: {outcome}")
-        return outcome.revision
-    if replica.in_sync and replica.revision == said.revision:
-        return said.revision
-    raise Broken(f"host {name}: a delta from {said.previous} to {said.revision} was not taken at {replica.revision}")
 
 
 @dataclass(slots=True)
@@ -140,6 +42,8 @@ class Mood:
     last: float = 0.0  # the last acknowledgement
     told: bool = False  # the driver was told that all have acknowledged
     herald: int = -1  # the host that tells the driver which revision it was given
+    unanswered: int = 0  # claims
+    asked: bool = False  # the driver waits for their answers
     pinged: float = 0.0
     seen: dict[bytes, bytes] = field(default_factory=dict)  # equal frames of snapshots, kept once
 
@@ -195,6 +99,7 @@ class Line:
         elif tag == Tag.SNAPSHOT:
             self.snapshot(frames)
         elif tag == Tag.CLAIMED:
+            self.crowd.mood.unanswered -= 1
             if self.crowd.mood.storm:
                 self.got.append(frames)
         elif tag != Tag.PONG:
@@ -203,9 +108,9 @@ class Line:
     def delta(self, frames: Message) -> None:
         mood = self.crowd.mood
         if mood.storm and self.server == "bare":
-            revision = _header(frames[0])[3]
+            revision = header(frames[0])[3]
         elif mood.prompt:
-            revision = _header(frames[0])[3]
+            revision = header(frames[0])[3]
             self.later.append(frames)
         else:
             revision = take(self.host.twin if self.server == "bare" else self.replica, frames, self.host.name)
@@ -225,7 +130,7 @@ class Line:
                 self.got.append(frames)
             else:
                 self.host.again(frames)
-        self.ack(_header(frames[0])[2])
+        self.ack(header(frames[0])[2])
 
     def ack(self, revision: int) -> None:
         self.socket.send(wire.encode_to_dispatcher(Ack(revision)))
@@ -269,6 +174,9 @@ class Crowd:
             if mood.storm and not mood.told and mood.acked == len(self.hosts):
                 mood.told = True
                 self.pipe.send((mood.connected, mood.last))
+            if mood.asked and mood.unanswered <= 0:
+                mood.asked = False
+                self.pipe.send("answered")
 
     def obey(self) -> None:
         command, *values = self.pipe.recv()
@@ -307,18 +215,25 @@ class Crowd:
 
     def do_begin(self, prompt: bool) -> None:
         self.mood.prompt, self.mood.storm = prompt, ""
+        self.mood.unanswered = 0
         self.ping()
         self.pipe.send("ready")
 
     def do_claim(self, host: int, number: int, grouped: bool) -> None:
         """Its labels change: when it was sent is told, and which revision it became."""
-        endpoint = self.fleet.endpoint(number, grouped)
-        self.hosts[host].claims[number] = endpoint
-        line = self.lines["dispatcher"][host]
         self.mood.herald = host
         self.pipe.send(time.monotonic())
-        line.say(Claim(2, endpoint))
-        line.drain()
+        self.do_claim_too(host, number, grouped)
+
+    def do_claim_too(self, host: int, number: int, grouped: bool) -> None:
+        """One of many."""
+        endpoint = self.hosts[host].claims[number] = self.fleet.endpoint(number, grouped)
+        self.mood.unanswered += 1
+        self.lines["dispatcher"][host].say(Claim(2, endpoint))
+        self.lines["dispatcher"][host].drain()
+
+    def do_claims_answered(self) -> None:
+        self.mood.asked = True
 
     def do_collect(self) -> None:
         """What the dispatcher has told each host since it was last asked; all that is owed is applied first."""

@@ -18,6 +18,7 @@ TINY = {
     "labels": ["-n", "3", "--present", "20,50", "--selectors", "40"],
     "diff": ["-n", "2", "--endpoints", "60", "--policies", "10"],
     "hostd": ["-n", "2", "--few", "2", "--many", "5"],
+    "fanout": ["-n", "1", "--storms", "1", "--hosts", "10", "--endpoints", "200"],
 }
 FIGURES = {"n", "median", "p99", "best"}
 
@@ -45,3 +46,12 @@ def test_prints_what_it_measured(name: str) -> None:
 def test_a_restart_writes_nothing() -> None:
     (restart,) = (one for one in lines("hostd") if one["name"].startswith("restart"))
     assert restart["ratios"]["operations written"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="as the others")
+def test_hosts_hear_nothing_of_what_does_not_concern_them() -> None:
+    times, sizes = lines("fanout")
+    assert {"membership", "policy", "1 % of hosts", "all back", "all back, snapshots"} <= times["seconds"].keys()
+    assert times["ratios"]["messages to the uninterested"] == 0 and times["met"]["messages to the uninterested"]
+    assert times["ratios"]["uninterested looked at"] > 0
+    assert sizes["bytes"]["peak, all back, snapshots"]["median"] > sizes["bytes"]["snapshot"]["median"]
