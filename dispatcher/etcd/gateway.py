@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
@@ -242,7 +243,11 @@ class Gateway:
         url, failure = URL(endpoint), _transport(error)
         if url.scheme == "https":
             said = await self._farewell(url)
-            return _transport(said) if said else failure
+            if said is not None:
+                return _transport(said)
+            if isinstance(getattr(error, "os_error", None), ConnectionResetError):
+                return Failure("closed the connection during the handshake (if it speaks no TLS, give it as http://)")
+            return failure
         return Failure(f"{failure} (if it speaks TLS, give it as https://)", True) if failure.done else failure
 
     async def _farewell(self, url: URL) -> Exception | None:
@@ -310,7 +315,8 @@ def _transport(error: Exception) -> Failure:
     if "SSL" in text and "ALERT" in text:
         return Hopeless(f"refuses this dispatcher's certificate ({text}): check etcd_cert and etcd_key")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Failure(getattr(cause, "strerror", "") or text)
+        number = getattr(cause, "errno", None)
+        return Failure(os.strerror(number).lower() if number else text)
     return Failure(text or type(error).__name__, done=True)
 
 

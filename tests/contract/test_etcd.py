@@ -2,7 +2,9 @@
 # write. Reduced counts unless SLASH32_COUNTS=full.
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from etcd_rig import Etcd, Relay, Replica, Tls, peer, until
+from etcd_rig import Etcd, Member, Relay, Replica, Tls, peer, until
 
 from dispatcher.commits import Commit, Failed, Foreign, Landed, Replaced, Saved, StoreError, Table
 from dispatcher.etcd import entries, follower, outbox, upkeep
@@ -220,6 +222,59 @@ def test_a_start_without_a_quorum_is_refused(etcd: Make, monkeypatch: pytest.Mon
     store = EtcdStore(cluster.config(), lambda: None)
     assert store.load().revision == 0
     store.close()
+
+
+def test_whatever_happens_to_members_there_is_one_log(etcd: Make, replica: Join) -> None:
+    """Writers that never stop, and one member after another that is killed, sleeps or is cut off."""
+    cluster, chance = etcd(3), random.Random(5)
+    urls = list(cluster.endpoints)
+    writers = [replica(cluster.config(*urls[n:], *urls[:n])) for n in range(3)]
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def write(name: int, one: Replica) -> None:
+        try:
+            for n in itertools.count():
+                if over.is_set():
+                    return
+                one.propose(peer(f"{name}-{n}", 2 * MIB if n % 50 == 7 else 100))
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=write, args=pair) for pair in enumerate(writers)]
+    for thread in threads:
+        thread.start()
+    for _ in range(40 if FULL else 6):
+        reached = max(one.revision for one in writers) + chance.randrange(20, 100)
+        member = chance.choice(cluster.members)
+        undo = chance.choice([killed_member, sleeping, cut_off])(cluster, member)
+        until(lambda reached=reached: failures or max(one.revision for one in writers) > reached)
+        undo()
+        cluster.until_healthy()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    same(*writers)
+    assert writers[0].log == writers[1].log == writers[2].log
+    assert len(writers[0].log) == writers[0].revision
+    assert all({Landed, Foreign} <= {type(o) for o in one.outcomes} for one in writers)
+    same(*writers, replica(cluster.config()))
+
+
+def killed_member(_: Etcd, member: Member) -> Callable[[], None]:
+    member.kill()
+    return member.start
+
+
+def sleeping(_: Etcd, member: Member) -> Callable[[], None]:
+    member.pause()
+    return member.resume
+
+
+def cut_off(cluster: Etcd, member: Member) -> Callable[[], None]:
+    cluster.cut_off(member)
+    return cluster.join
 
 
 # --- answers that do not come ----------------------------------------------------------------------------------------
@@ -529,7 +584,7 @@ def test_a_store_that_is_replaced_under_a_dispatcher(etcd: Make, replica: Join) 
 # --- TLS -------------------------------------------------------------------------------------------------------------
 
 
-def test_tls(etcd: Make, replica: Join, tmp_path: Path) -> None:
+def test_tls(etcd: Make, replica: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = Tls(tmp_path / "tls")
     cluster = etcd(tls=tls)
     config = cluster.config()
@@ -540,6 +595,7 @@ def test_tls(etcd: Make, replica: Join, tmp_path: Path) -> None:
     assert "etcd_ca" in refusal(EtcdConfig(where, ca=tls.folder / "other.pem", cert=config.cert, key=config.key))
     assert "etcd_cert and etcd_key" in refusal(EtcdConfig(where, ca=tls.ca, cert=stranger[0], key=stranger[1]))
     assert "etcd_cert and etcd_key" in refusal(EtcdConfig(where, ca=tls.ca))
+    monkeypatch.setattr(follower, "START", 1.0)
     assert "https://" in refusal(EtcdConfig((where[0].replace("https", "http"),)))
     for wrong in (EtcdConfig(where, ca=tmp_path / "no"), EtcdConfig(where, ca=tls.ca, cert=tls.ca)):
         with pytest.raises(StoreError, match=r"^etcd_(ca|cert or etcd_key): .* cannot be used"):
