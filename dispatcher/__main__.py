@@ -19,11 +19,12 @@ from slash32.errors import Slash32Error
 from slash32.keys import load_or_create_key
 from slash32.usage import Parser
 
+from . import stores
 from .api import Api
 from .config import PATH, Config, ConfigError, load
 from .core import Core
-from .disk import Disk
-from .loop import Loop
+from .loop import Bell, Loop
+from .tokens import ROLES, make
 
 log = logging.getLogger("slash32.dispatcher")
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as e:
         return _complain(str(e), 2 if given.verb is _run else 1)  # systemd need not try the same file again and again
     try:
-        return int(given.verb(config))
+        return int(given.verb(config, given))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
         return 1
@@ -69,32 +70,57 @@ def _parser() -> Parser:
     for name, does, text, example in (
         ("run", _run, "serve hypervisors and operators until SIGTERM", "systemctl restart slash32-dispatcher"),
         ("key", _key, "print this dispatcher's public key, making the key pair at first use", "slash32-dispatcher key"),
+        ("token", _token, "make a token for the API on TCP and print it", "slash32-dispatcher token ci --role ro"),
         ("status", _status, "ask the running dispatcher how it is", "slash32-dispatcher status"),
+        (
+            "store",
+            _store,
+            "move what is stored to the other kind of store",
+            "slash32-dispatcher store migrate --to etcd",
+        ),
     ):
         verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", examples=example)
         verb.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=where)
         verb.set_defaults(verb=does)
+        if does is _store:
+            verb.add_argument("action", choices=["migrate"], help="everything goes, with its epoch and revision")
+            verb.add_argument("--to", required=True, choices=["etcd", "sqlite"], help="the store that is to have it")
+        if does is _token:
+            verb.add_argument("name", metavar="NAME", help="whose it is: the audit log names it")
+            verb.add_argument("--role", required=True, choices=ROLES, help="ro may read all but backups")
     return parser
 
 
-def _key(config: Config) -> int:
+def _token(config: Config, given: argparse.Namespace) -> int:
+    if config.api_tokens is None:
+        return _complain("api_tokens: is missing in the configuration; name the file that holds the tokens' hashes")
+    token = make(config.api_tokens, given.name, given.role)
+    print(f"{config.api_tokens}: {given.name} is in it now, role {given.role}; its token, this once:", file=sys.stderr)
+    print(token)
+    return 0
+
+
+def _key(config: Config, given: argparse.Namespace) -> int:
     print(load_or_create_key(config.key_file).public)
     return 0
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, given: argparse.Namespace) -> int:
     journal.begin(config.log_format)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one descriptor per host
     keys = load_or_create_key(config.key_file)
-    store = Disk(config.database)
+    bell = Bell()
+    store = stores.opened(config, bell.ring)
     try:
-        core = Core(store, time.monotonic, time.time, config.name)
-        loop = Loop(core, config.listen, keys)
-        api = Api(loop, config.socket)
+        core = Core(store, time.monotonic, time.time, config.name or socket.gethostname().partition(".")[0].lower())
+        loop = Loop(core, config.listen, keys, bell)
+        if store.shared:
+            loop.submit(lambda core: core.company.join(config.advertised, keys.public), "slash32-dispatcher")
+        api = Api(loop, config)
         try:
             api.start()
-            signal.set_wakeup_fd(loop.wake_fd, warn_on_full_buffer=False)  # whichever thread the signal finds
+            signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)  # whichever thread the signal finds
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: loop.stop())
             counted = len(core.registry.hosts), len(core.registry.endpoints)
@@ -109,6 +135,16 @@ def _run(config: Config) -> int:
     return 0
 
 
+def _store(config: Config, given: argparse.Namespace) -> int:
+    """With the dispatchers stopped."""
+    to = given.to
+    saved = stores.migrate(config, to)
+    print(f"revision {saved.revision} with {len(saved.records)} records is in {to} now")
+    if config.store != to:
+        print(f'next: store = "{to}" in dispatcher.toml, then start slash32-dispatcher; hosts notice nothing')
+    return 0
+
+
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=10)
@@ -120,7 +156,7 @@ class _Unix(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def _status(config: Config) -> int:
+def _status(config: Config, given: argparse.Namespace) -> int:
     try:
         connection = _Unix(config.socket)
         connection.request("GET", "/v1/status")
