@@ -11,9 +11,10 @@ DEEP: Any = []
 for _ in range(400):
     DEEP = [DEEP]
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 0.0, -0.0, 1e308, float("nan"), float("inf"),
-    b"", b"\0", b"x" * 16, b"\xff" * 5000, "", "\0", "\n\x1b[2J", "a" * 300, "a" * 70_000, "é" * 200, [], [[]], [None] * 200,
-    list(range(3000)), {}, {"a": 1}, {1: 2}, {"a": {"b": {"c": []}}}, DEEP, msgpack.ExtType(5, b"x"), msgpack.Timestamp(1, 1),
+    None, True, False, 0, 1, -1, 2**31, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 0.0, -0.0, 1e308, float("nan"),
+    float("inf"), b"", b"\0", b"x" * 16, b"\xff" * 5000, "", "\0", "\n\x1b[2J", "a" * 300, "a" * 70_000, "é" * 200, [],
+    [[]], [None] * 200, list(range(3000)), {}, {"a": 1}, {1: 2}, {"a": {"b": {"c": []}}}, DEEP,
+    msgpack.ExtType(5, b"x"), msgpack.Timestamp(1, 1),
 )  # fmt: skip
 
 

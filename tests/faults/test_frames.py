@@ -22,7 +22,7 @@ from slash32.model import EndpointKey, SharedAddress
 from slash32.net import parse_address, parse_prefix
 from slash32.pack import MASK, AddressSet, Kind, WireError, digest_of
 from slash32.sync import Replica
-from slash32.wire import Answer, Claim, Claimed, Delete, Delta, Failure, Hello, Ping, Pong, Put, Release, Report, Snapshot
+from slash32.wire import Claim, Claimed, Delete, Delta, Hello, Pong, Put, Release, Report, Snapshot
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 EXAMPLES = 500 if FULL else 40
@@ -32,7 +32,8 @@ RICH = guest(3, "web", "10.66.0.3", prefixes=(parse_prefix("10.67.0.0/24"),),
 KEY = EndpointKey("00000000-0000-0000-0000-00000000000a", "52:54:00:00:00:0a")
 FROM_HOST = tuple(map(wire.encode_to_dispatcher, (
     Hello("", 0, 0, (parse_address("192.0.2.9"),), name="h1"), Hello("e" * 64, 7, 7), Report(1, (guest(1), RICH)),
-    Claim(2, RICH), Release(3, KEY), wire.Ack(1, (Failure("policy p", "no"),)), wire.Ack(1), Ping(), Answer(1, "{}"),
+    Claim(2, RICH), Release(3, KEY), wire.Ack(1, (wire.Failure("policy p", "no"),)), wire.Ack(1),
+    wire.Ping(), wire.Answer(1, "{}"),
 )))  # fmt: skip
 SET = Put(Kind.SET, WEB, AddressSet({b"\x0a\0\0\1"}))
 TO_HOST = tuple(b"".join(wire.encode_to_host(message)) for message in (
