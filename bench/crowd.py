@@ -26,7 +26,7 @@ from slash32.wire import Ack, Claim, Ping, Tag
 PING_EVERY = 5.0  # seconds
 _EVENT = struct.Struct("=Hi")
 _WATCHED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-_SAID = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL  # else zmq tries again
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Line:
         self.replica = host.replica
         name = identity(host.number) if where.name == "bare" else b"s" + os.urandom(15)
         self.socket = dealer(crowd.context, where, keys, name)
-        self.monitor = self.socket.get_monitor_socket(_WATCHED | _SAID)
+        self.monitor = self.socket.get_monitor_socket(_WATCHED | _REFUSED)
         self.got: list[Message] = []  # since the last `collect`
         self.later: list[Message] = []  # acknowledged, not applied yet
         self.up = False
