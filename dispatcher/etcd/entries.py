@@ -26,7 +26,7 @@ from ..commits import Key, Record, Saved, StoreError, Table, decode_record
 
 VERSION = 1
 PIECE = 1 << 20  # bytes of a chunk: etcd takes 1.5 MiB a request
-SNAPSHOT_PIECE = 256 << 10  # what is made and read while others wait their turn
+SNAPSHOT_PIECE = 64 << 10  # what is made and read while others wait their turn
 KEPT = 1000  # entries of the log that are kept behind a snapshot, for replicas that slept a little
 _ROWS_AT_ONCE = 256
 Rows = dict[tuple[str, Key], bytes]  # (table, key) -> the record's bytes

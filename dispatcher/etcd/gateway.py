@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
-from yarl import URL
 
 from slash32.errors import printable
 
@@ -240,7 +240,7 @@ class Gateway:
 
     async def _first_failure(self, endpoint: str, error: Exception) -> Failure:
         """It may be that both do not speak the same, or that a certificate is refused."""
-        url, failure = URL(endpoint), _transport(error)
+        url, failure = urlsplit(endpoint), _transport(error)
         if url.scheme == "https":
             said = await self._farewell(url)
             if said is not None:
@@ -250,11 +250,11 @@ class Gateway:
             return failure
         return Failure(f"{failure} (if it speaks TLS, give it as https://)", True) if failure.done else failure
 
-    async def _farewell(self, url: URL) -> Exception | None:
+    async def _farewell(self, url: SplitResult) -> Exception | None:
         """What a member says when TLS fails. Who speaks before hearing that may see but a closed connection."""
         try:
             async with asyncio.timeout(ONE_REQUEST):
-                reader, writer = await asyncio.open_connection(url.host, url.port, ssl=self._ssl)
+                reader, writer = await asyncio.open_connection(url.hostname, url.port or 443, ssl=self._ssl)
                 try:
                     await reader.read(1)
                 finally:
