@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from slash32 import wire
 from slash32.errors import quoted
+from slash32.journal import fields
 from slash32.model import EndpointKey, Host
 from slash32.sync import NO_SESSION
 from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
@@ -175,7 +176,7 @@ class Core:
             return
         before = self.connected.get(name)
         if before is None:
-            log.info("host %s: connected at revision %d", name, hello.revision)
+            log.info("host %s: connected at revision %d", name, hello.revision, extra=fields(host=name))
         else:
             del self.sessions[before.identity]
             self._answering.pop(before.identity, None)
@@ -220,7 +221,7 @@ class Core:
             self.ledger.set_host(host.name, state._replace(next_key=""))
             self.ledger.put(replace(host, public_key=key))
             self.ledger.note(self.wall(), f"Host {host.name}", "rotated")
-            log.info("host %s: uses its new key", host.name)
+            log.info("host %s: uses its new key", host.name, extra=fields(host=host.name))
 
     def _next_hops(self, host: Host, hello: Hello) -> None:
         state = self.ledger.host(host.name)
@@ -274,9 +275,9 @@ class Core:
         """What hosts can make us say has a measure: the journal is everybody's, and has one itself."""
         self._said[host] += 1
         if self._said[host] < MAX_WORDS:
-            log.warning("host %s: " + text, host, *values)
+            log.warning("host %s: " + text, host, *values, extra=fields(host=host))
         elif self._said[host] == MAX_WORDS:
-            log.warning("host %s: and more, which is not written here", host)
+            log.warning("host %s: and more, which is not written here", host, extra=fields(host=host))
 
     def sweep(self) -> None:
         now = self.clock()
@@ -291,7 +292,7 @@ class Core:
         session = self.connected.pop(host, None)
         if session is None:
             return
-        log.info("host %s: %s", host, reason)
+        log.info("host %s: %s", host, reason, extra=fields(host=host))
         self.company.moved = True
         self.sessions.pop(session.identity, None)
         self._answering.pop(session.identity, None)
@@ -382,7 +383,8 @@ class Core:
         self.company.moved = True
         held = self.fanout.publishers[host].held
         if held:
-            log.error("host %s: keeps its own state: %s; `slash32 adopt` gives it ours", host, held)
+            what = "host %s: keeps its own state: %s; `slash32 adopt` gives it ours"
+            log.error(what, host, held, extra=fields(host=host))
 
     def adopt(self, names: Collection[str] | None) -> list[str]:
         """An operator's word: of these hosts (None: all) those that hold back take this dispatcher's content.
@@ -398,3 +400,10 @@ class Core:
             self.ledger.set_host(name, state._replace(ahead=None))
         self.afterwards.append(lambda: self._opening.update({name: True for name in held if name in self.connected}))
         return held
+
+    def has(self, host: str, revision: int) -> bool:
+        """The host's kernel has all of the revision that concerns it, whichever dispatcher it is connected to."""
+        if self.fanout.publishers[host].has(revision):
+            return True
+        found = self.company.peers.presence(host, self.clock())
+        return found is not None and found[1].settled >= revision

@@ -17,6 +17,7 @@ from .inputs import Refused
 from .operators import apply
 from .questions import Inquiry
 from .registry import Claimed
+from .rolls import Presence
 
 Json = dict[str, Any]
 _COUNTED = {
@@ -51,35 +52,34 @@ def _endpoint(claimed: Claimed) -> Json:
 
 
 def hosts(core: Core) -> Json:
-    return {"items": [_host(core, name) for name in sorted(core.registry.hosts)]}
+    there = core.company.presences(core.clock())
+    return {"items": [_host(core, name, *there.get(name, (None, None))) for name in sorted(core.registry.hosts)]}
 
 
-def _host(core: Core, name: str) -> Json:
-    session, publisher, state = core.connected.get(name), core.fanout.publishers[name], core.ledger.host(name)
-    in_sync, about = publisher.has(core.revision), session.hello.about if session else {}
+def _host(core: Core, name: str, dispatcher: str | None, there: Presence | None) -> Json:
+    state = core.ledger.host(name)
     return {
         "name": name,
-        "connected": session is not None,
-        "dispatcher": core.name if session is not None else None,
-        "revision": core.revision if in_sync else _settled(core, name),
-        "in_sync": in_sync,
-        "lag_seconds": None if session is None else round(core.commits.lag(name, core.clock()), 3),
-        "held": publisher.held,
+        "connected": there is not None,
+        "dispatcher": dispatcher,
+        "revision": there.settled if there else 0,
+        "in_sync": core.has(name, core.revision),
+        "lag_seconds": round(there.lag, 3) if there else None,
+        "held": there.held if there else "",
         "fenced": state.fenced,
-        "version": about.get("version", ""),
-        "filter": about.get("filter", ""),
-        "last_seen": _ago(core, session.heard) if session else None,
+        "version": there.version if there else "",
+        "filter": there.filter if there else "",
+        "last_seen": _moment(there.seen) if there else None,
         "addresses": [format_address(a) for a in core.registry.next_hops(name)],
         "endpoints": len(core.registry.of_host(name)),
-        "failures": [{"object": f.object, "message": f.message} for f in (session.failures if session else ())],
+        "failures": _failures(there),
         "publicKey": core.registry.hosts[name].public_key,
         "nextPublicKey": state.next_key,
     }
 
 
-def _ago(core: Core, heard: float) -> str:
-    """A moment of the monotonic clock, as people write it."""
-    return _moment(core.wall() - (core.clock() - heard))
+def _failures(there: Presence | None) -> list[Json]:
+    return [{"object": what, "message": why} for what, why in (there.failures if there else ())]
 
 
 def _moment(at: float) -> str:
@@ -87,39 +87,30 @@ def _moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _settled(core: Core, name: str) -> int:
-    """The last revision that is known to be in the host's kernel."""
-    session, oldest = core.connected.get(name), core.fanout.publishers[name].unsettled
-    if oldest:
-        return oldest - 1
-    return session.hello.revision if session is not None else 0
+def live(core: Core, revision: int) -> bool:
+    """Every host has it."""
+    return all(core.has(name, revision) for name in core.registry.hosts)
 
 
 def progress(core: Core, revision: int) -> Json:
     """How far a revision has got: live where the kernels have it; disconnected hosts are pending."""
     if not 0 <= revision <= core.revision:
         raise Refused(404, f"revision {revision} does not exist yet; the last one is {core.revision}")
-    publishers = core.fanout.publishers
-    pending = sorted(name for name in core.registry.hosts if not publishers[name].has(revision))
-    took, now = core.commits.of(revision, core.clock()), core.clock()
+    now = core.clock()
+    pending = sorted(name for name in core.registry.hosts if not core.has(name, revision))
+    took, there = core.commits.of(revision, now), core.company.presences(now)
     return {
         "revision": revision,
         "live": len(core.registry.hosts) - len(pending),
         "hosts": len(core.registry.hosts),
         "pending": pending,
-        "disconnected": [name for name in pending if name not in core.connected],
+        "disconnected": [name for name in pending if name not in there],
         "lagging": [
-            {
-                "host": name,
-                "connected": name in core.connected,
-                "seconds": round(core.commits.lag(name, now), 3) if name in core.connected else None,
-            }
-            for name in pending
+            {"host": n, "connected": n in there, "seconds": round(there[n][1].lag, 3) if n in there else None}
+            for n in pending
         ],
         "failed": [
-            {"host": name, "object": failure.object, "message": failure.message}
-            for name, session in sorted(core.connected.items())
-            for failure in session.failures
+            {"host": name, **failure} for name, (_, where) in sorted(there.items()) for failure in _failures(where)
         ],
         "milliseconds": took and round(took.last, 3),
         "p50": took and took.median and round(took.median, 3),
@@ -129,20 +120,22 @@ def progress(core: Core, revision: int) -> Json:
 
 
 def status(core: Core) -> Json:
-    held = {name: p.held for name, p in sorted(core.fanout.publishers.items()) if p.held}
+    there = core.company.presences(core.clock())
     return {
         "epoch": core.epoch,
         "revision": core.revision,
+        "dispatcher": core.name,
+        "store": core.store.trouble or core.turns.failing or "ok",
         "hosts": len(core.registry.hosts),
-        "connected": len(core.connected),
-        "inSync": sum(p.has(core.revision) for p in core.fanout.publishers.values()),
-        "held": held,
+        "connected": len(there),
+        "inSync": sum(core.has(name, core.revision) for name in core.registry.hosts),
+        "held": {name: where.held for name, (_, where) in sorted(there.items()) if where.held},
         "endpoints": len(core.registry.endpoints),
         **{word: len(core.ledger.resources()[kind]) for word, kind in _COUNTED.items()},
         "alarms": [
-            {"host": host, "endpoint": str(key), "message": message}
-            for host, alarms in sorted(core.alarms.items())
-            for key, message in sorted(alarms.items())
+            {"host": host, "endpoint": endpoint, "message": message}
+            for host, alarms in sorted(core.company.alarms(core.clock()).items())
+            for endpoint, message in sorted(alarms)
         ],
     }
 
@@ -245,7 +238,7 @@ def _known(core: Core, names: Sequence[str]) -> None:
 def adopt(core: Core, names: list[str] | None) -> Json:
     """`names` None: all hosts. Refuses a name that is no host's."""
     _known(core, names or ())
-    return {"adopted": core.adopt(names)}
+    return {"adopted": sorted({*core.adopt(names), *core.company.adopt(names, core.clock())})}
 
 
 def ask(core: Core, names: Sequence[str], question: str) -> Inquiry:

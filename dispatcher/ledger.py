@@ -26,6 +26,7 @@ from .registry import Registry
 
 _ORDER = (Table.SUPERSEDED, Table.DISPATCHER, Table.RESOURCE, Table.HOST, Table.ENDPOINT, Table.AUDIT)
 _NOTHING = HostState()
+DISPATCHER = "dispatcher:"  # whose a dispatcher's key is; no host is called that
 
 
 class Ledger:
@@ -36,7 +37,7 @@ class Ledger:
         self.superseded: dict[str, int] = {}  # epochs given up for this one, and up to which revision
         self.dispatchers: dict[str, Peer] = {}
         self.audit: dict[Key, Entry] = {}  # in their order
-        self.keys: dict[str, str] = {}  # public key -> host
+        self.keys: dict[str, str] = {}  # public key -> host, or DISPATCHER
         self.writes: list[Write] = []  # since the last commit
         self.who = ""  # whose doing it is that is written now
         self.displaced: list[tuple[str, EndpointKey]] = []  # by the last commit: whose endpoint is not its own any more
@@ -187,13 +188,13 @@ class Ledger:
             case Table.HOST, HostState() | None:
                 self._set_host(key[0], record)
             case Table.DISPATCHER, Peer():
-                self.dispatchers[key[0]] = record
+                self._set_dispatcher(key[0], record)
             case Table.AUDIT, Entry():
                 self.audit[key] = record
             case Table.AUDIT, None:
                 del self.audit[key]
             case Table.DISPATCHER, None:
-                del self.dispatchers[key[0]]
+                self._set_dispatcher(key[0], None)
             case Table.SUPERSEDED, None:
                 del self.superseded[key[0]]
             case Table.SUPERSEDED, int():
@@ -246,6 +247,15 @@ class Ledger:
             self.hosts[name] = state
         self._learn_keys(name)
         self.registry.report_addresses(name, self.host(name).addresses)
+
+    def _set_dispatcher(self, name: str, peer: Peer | None) -> None:
+        for known in self.dispatchers.values():
+            self.keys.pop(known.public_key, None)
+        if peer is None:
+            del self.dispatchers[name]
+        else:
+            self.dispatchers[name] = peer
+        self.keys |= {each.public_key: DISPATCHER for each in self.dispatchers.values()}
 
     def _forget_keys(self, name: str) -> None:
         for key in self._keys_of(name):

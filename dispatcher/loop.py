@@ -25,6 +25,7 @@ from slash32.notify import notify
 from . import fleet
 from .core import Core
 from .inputs import Command, Refused
+from .links import Links
 from .zap import DOMAIN, Zap
 
 if TYPE_CHECKING:
@@ -59,23 +60,44 @@ class _Call:
     future: Future[Any]
 
 
+class Bell:
+    """Ends the loop's sleep, from any thread and from signal handlers."""
+
+    def __init__(self) -> None:
+        self._in, self.out = socket.socketpair()
+        self._in.setblocking(False)
+        self.out.setblocking(False)
+
+    def ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it is awake enough
+            self._in.send(b"x")
+
+    def fileno(self) -> int:
+        """A byte written there rings it."""
+        return self._in.fileno()
+
+    def hush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.out.recv(4096):
+                pass
+
+
 class Loop:
-    def __init__(self, core: Core, listen: str, keys: KeyPair) -> None:
+    def __init__(self, core: Core, listen: str, keys: KeyPair, bell: Bell) -> None:
         """Raises ListenError."""
         self.core = core
         self._stop = False
         self._closed = False
         self._commands: queue.SimpleQueue[Command | _Call | _Waiter] = queue.SimpleQueue()
         self._waiters: list[_Waiter] = []
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._bell = bell
         self._swept = 0.0
         self._context: Context = zmq.Context(io_threads=2)
         self._zap = Zap(self._context)
         self._router = self._listen(listen, keys)
         self._poller = zmq.Poller()
-        for waited in (self._router, self._zap.socket, self._wake_out):
+        self._links = Links(self._context, keys)
+        for waited in (self._router, self._zap.socket, bell.out):
             self._poller.register(waited, zmq.POLLIN)
 
     def _listen(self, listen: str, keys: KeyPair) -> zmq.Socket[bytes]:
@@ -102,11 +124,6 @@ class Loop:
         """Where it listens, with the port that was chosen."""
         return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    @property
-    def wake_fd(self) -> int:
-        """A byte written there ends the loop's sleep."""
-        return self._wake_in.fileno()
-
     # -- from other threads and from signal handlers ----------------------------------------------------------------
 
     def submit(self, run: Callable[[Core], Any], who: str = "") -> Future[Any]:
@@ -132,16 +149,11 @@ class Loop:
             command.future.set_exception(Refused(503, "the dispatcher is stopping"))
             return
         self._commands.put(command)
-        self.wake()
+        self._bell.ring()
 
     def stop(self) -> None:
         self._stop = True
-        self.wake()
-
-    def wake(self) -> None:
-        """From any thread."""
-        with contextlib.suppress(BlockingIOError):  # full: it is awake enough
-            self._wake_in.send(b"x")
+        self._bell.ring()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -159,12 +171,14 @@ class Loop:
                 self.core.counts.handshakes_refused += not self._zap.answer(self.core.ledger.keys, now)
             if self._router in ready:
                 self._take_messages()
-            if self._wake_out.fileno() in ready:
+            if self._bell.out.fileno() in ready:
+                self._bell.hush()
                 self._take_commands()
             if now - self._swept >= SWEEP:
                 self._swept = now
                 self.core.sweep()
             self._flush()
+            self._tell_others(now)
             self.core.questions.expire(now)
             self._serve_waiters()
             if watchdog and now - patted >= watchdog:
@@ -184,6 +198,7 @@ class Loop:
         for waiting in self._waiters:
             waiting.future.set_exception(Refused(503, "the dispatcher is stopping"))
         self.core.questions.expire(math.inf)
+        self._links.close()
         self._router.close(0)
         self._zap.socket.close(0)
         self._context.term()
@@ -191,7 +206,8 @@ class Loop:
     def _patience(self, watchdog: float) -> int:
         """Milliseconds."""
         until = min((w.until for w in self._waiters), default=float("inf"))
-        until = min(until, self.core.questions.deadline, self.core.turns.deadline)
+        core = self.core
+        until = min(until, core.questions.deadline, core.turns.deadline, core.company.deadline)
         seconds = min(SWEEP, until - time.monotonic(), watchdog or SWEEP)
         return max(0, int(seconds * 1000) + 1)
 
@@ -220,11 +236,6 @@ class Loop:
             receive(identity, body, user)
 
     def _take_commands(self) -> None:
-        try:
-            while self._wake_out.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
         while True:
             try:
                 command = self._commands.get_nowait()
@@ -266,6 +277,19 @@ class Loop:
         for command in done:
             command.finish()
 
+    def _tell_others(self, now: float) -> None:
+        company, ledger = self.core.company, self.core.ledger
+        company.tick(now)
+        if company.others or len(self._links):
+            self._links.follow({name: ledger.dispatchers[name] for name in company.others})
+        said, company.out = company.out, []
+        for to, word in said:
+            self._links.say(word, to)
+
+    def _worth_telling(self, revision: int) -> bool:
+        """It is on every host, or no revision at all."""
+        return revision > self.core.revision or fleet.live(self.core, revision)
+
     def _serve_waiters(self) -> None:
         if not self._waiters:
             self.core.progress = False
@@ -273,7 +297,7 @@ class Loop:
         now = time.monotonic()
         look, self.core.progress = self.core.progress, False
         for waiter in list(self._waiters):
-            if not look and now < waiter.until:
+            if now < waiter.until and not (look and self._worth_telling(waiter.revision)):
                 continue
             try:
                 result = fleet.progress(self.core, waiter.revision)

@@ -58,6 +58,12 @@ class Questions:
         self._close(seq, inquiry)
         return True
 
+    def silent(self, seq: int) -> None:
+        """Whoever was asked that will not answer."""
+        inquiry = self._open.get(seq)
+        if inquiry is not None:
+            self._silent(seq, inquiry)
+
     def lost(self, host: str) -> None:
         """It is not connected any more."""
         for seq, inquiry in list(self._open.items()):

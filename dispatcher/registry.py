@@ -225,7 +225,7 @@ class Registry:
             self._claim(name, endpoint)
             return True
         before = present.endpoint
-        if before == endpoint:
+        if before == endpoint and present.host == name:
             return False
         if present.host == name and replace(before, labels=endpoint.labels) == endpoint:
             present.endpoint = endpoint

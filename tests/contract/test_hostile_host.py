@@ -10,6 +10,7 @@ import pytest
 import zmq
 from dispatcher_rig import Rack, document, guest, until
 
+from dispatcher import claims
 from dispatcher import core as cores
 from dispatcher import operators
 from dispatcher.core import Core
@@ -101,7 +102,7 @@ def _ask(core: Core, number: int, *endpoints: Endpoint) -> list[Refusal]:
 
 
 def test_a_host_holds_so_much_and_no_more(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "MAX_HELD", 4)
+    monkeypatch.setattr(claims, "MAX_HELD", 4)
     two, three = (guest(n, "web", *(f"10.65.{n}.{k}" for k in range(n))) for n in (2, 3))
     prefixes = parse_prefix("10.66.0.0/24"), parse_prefix("fd00::/64")
     behind = guest(2, "web", "10.65.2.0", "10.65.2.1", prefixes=prefixes)
@@ -114,7 +115,7 @@ def test_a_host_holds_so_much_and_no_more(core: Core, monkeypatch: pytest.Monkey
 
 
 def test_a_host_hides_no_other_hosts_alarms(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "MAX_ALARMS", 3)
+    monkeypatch.setattr(claims, "MAX_ALARMS", 3)
     _ask(core, 1, guest(1), guest(2))
     _ask(core, 2, *(guest(n, "web", "10.65.0.1") for n in range(10, 30)))
     _ask(core, 1, guest(1), guest(2), guest(3, "web", "127.0.0.1"))

@@ -1,0 +1,185 @@
+# Owns: this dispatcher among the others of its store: what it tells them of its hosts, what it hears of theirs, and
+# when it sends its hosts to them. Pure.
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from slash32 import wire
+from slash32.errors import quoted
+from slash32.pack import WireError
+
+from . import rolls
+from .commits import Peer, Table
+from .inputs import Command
+from .questions import Inquiry, Outcome
+from .rolls import Adopt, Answer, Peers, Presence, Question, Roll
+
+if TYPE_CHECKING:
+    from .core import Core, Session
+
+log = logging.getLogger("slash32.dispatcher")
+
+SOONEST, LATEST = 0.005, 1.0  # seconds between two rolls: when something changed, and when nothing did
+ALARMS = 20  # of one host, in a roll
+LOST = 1.0  # seconds without a store until hosts are sent to those who have it
+
+
+class Company:
+    def __init__(self, core: Core) -> None:
+        self.peers = Peers()
+        self.moved = True  # something is to be told
+        self.away = ""  # why hosts are sent to other dispatchers; empty: they are not
+        self.out: list[tuple[str, bytes]] = []  # to whom (empty: to all), what
+        self._core = core
+        self._told = 0.0
+        self._lost: float | None = None  # since when the store is out of reach
+        self._asked: dict[int, tuple[Inquiry, dict[str, int]]] = {}  # by our question's number: hosts' numbers
+        self._seq = 0
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the other dispatchers of this store."""
+        return [name for name in self._core.ledger.dispatchers if name != self._core.name]
+
+    def join(self, address: str, public_key: str) -> None:
+        """Makes this dispatcher known to the others."""
+        known, mine = self._core.ledger.dispatchers.get(self._core.name), Peer(address, public_key)
+        if known is not None and known != mine:
+            log.warning("dispatcher %s: was %s before; two of one name?", self._core.name, known.address)
+        self._core.ledger.write(Table.DISPATCHER, (self._core.name,), mine)
+
+    # -- what the others say --------------------------------------------------------------------------------------
+
+    def hear(self, data: bytes, now: float) -> None:
+        try:
+            name, word = rolls.decode(data)
+        except WireError as e:
+            log.warning("%s", e)
+            return
+        if name not in self._core.ledger.dispatchers or name == self._core.name:
+            log.warning("dispatcher %s: is not known here", quoted(name, 64))
+            return
+        match word:
+            case Roll():
+                self._roll(name, word, now)
+            case Question(seq, hosts, question):
+                self._question(name, seq, hosts, question)
+            case Answer(seq, answers):
+                self._answer(seq, answers)
+            case Adopt(hosts):
+                self._core.turns.add(Command(self._core, lambda core: core.adopt(hosts), f"dispatcher {name}"))
+
+    def _roll(self, name: str, roll: Roll, now: float) -> None:
+        core = self._core
+        came, further = self.peers.take(name, roll, now)
+        for host in came:
+            core.drop(host, f"is connected to dispatcher {name} now")
+        for _, before, settled in further:
+            core.commits.elsewhere(before, settled, now)
+        if came or further:
+            core.progress = True
+
+    def _question(self, name: str, seq: int, hosts: Collection[str], question: str) -> None:
+        inquiry = self._core.ask([host for host in hosts if host in self._core.connected], question)
+
+        def tell(_: object) -> None:
+            outcome: Outcome = inquiry.future.result(0)
+            self.out.append((name, rolls.encode(self._core.name, Answer(seq, outcome.answers))))
+
+        inquiry.future.add_done_callback(tell)
+
+    def _answer(self, seq: int, answers: Mapping[str, str]) -> None:
+        _, asked = self._asked.pop(seq, (None, {}))
+        for host, number in asked.items():
+            if host in answers:
+                self._core.questions.answer(host, number, answers[host])
+            else:
+                self._core.questions.silent(number)
+
+    # -- what we say ----------------------------------------------------------------------------------------------
+
+    def ask(self, hosts: Collection[str], question: str, inquiry: Inquiry, now: float) -> list[str]:
+        """Asks those of the hosts that are connected elsewhere. The others are returned."""
+        elsewhere: dict[str, list[str]] = {}
+        nowhere = []
+        for host in hosts:
+            found = self.peers.presence(host, now)
+            if found is None:
+                nowhere.append(host)
+            else:
+                elsewhere.setdefault(found[0], []).append(host)
+        for seq in [seq for seq, (past, _) in self._asked.items() if past.future.done()]:
+            del self._asked[seq]
+        for name, asked in elsewhere.items():
+            self._seq += 1
+            self._asked[self._seq] = inquiry, {host: self._core.questions.ask(inquiry, host) for host in asked}
+            self.out.append((name, rolls.encode(self._core.name, Question(self._seq, tuple(asked), question))))
+        return nowhere
+
+    def adopt(self, names: Collection[str] | None, now: float) -> list[str]:
+        """Lets hosts that are connected elsewhere take our content; those that hold back there now."""
+        found = self.peers.others(now)
+        held = [host for host, (_, there) in found.items() if there.held and (names is None or host in names)]
+        if held or names is None:
+            self.out.append(("", rolls.encode(self._core.name, Adopt(None if names is None else tuple(held)))))
+        return held
+
+    def tick(self, now: float) -> None:
+        """To be called often: says what is due, and sends hosts away where that is better for them."""
+        if not self.others:
+            return
+        self.peers.forget(self.others)
+        self._look(now)
+        if now - self._told >= (SOONEST if self.moved else LATEST):
+            self._told, self.moved = now, False
+            self.out.append(("", rolls.encode(self._core.name, self._own(now))))
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is needed next."""
+        return self._told + (SOONEST if self.moved else LATEST) if self.others else float("inf")
+
+    def presences(self, now: float) -> dict[str, tuple[str, Presence]]:
+        """Every host that is connected to some dispatcher, and to which."""
+        here = {name: (self._core.name, self._presence(session, now)) for name, session in self._core.connected.items()}
+        return self.peers.others(now) | here
+
+    def alarms(self, now: float) -> dict[str, tuple[tuple[str, str], ...]]:
+        """Refused claims, by host."""
+        elsewhere = {host: there.alarms for host, (_, there) in self.peers.others(now).items() if there.alarms}
+        own = {host: tuple((str(key), why) for key, why in found.items()) for host, found in self._core.alarms.items()}
+        return elsewhere | own
+
+    def _own(self, now: float) -> Roll:
+        core = self._core
+        hosts = {name: self._presence(session, now) for name, session in core.connected.items()}
+        return Roll(core.revision, not core.store.trouble, hosts)
+
+    def _presence(self, session: Session, now: float) -> Presence:
+        core, name = self._core, session.host
+        publisher, about = core.fanout.publishers[name], session.hello.about
+        oldest = publisher.unsettled
+        settled = (core.revision if oldest is None else oldest - 1) if publisher.live else 0
+        return Presence(
+            settled, core.commits.lag(name, now), publisher.held, about.get("version", ""), about.get("filter", ""),
+            core.wall() - (now - session.heard), tuple((f.object, f.message) for f in session.failures),
+            tuple((str(key), why) for key, why in islice(core.alarms.get(name, {}).items(), ALARMS)),
+        )  # fmt: skip
+
+    def _look(self, now: float) -> None:
+        """Without a store, hosts are better off with a dispatcher that has it; or with any other, where we hear nobody:
+        then it is us who are cut off. Where nobody has it, they stay."""
+        if not self._core.store.trouble:
+            self._lost, self.away = None, ""
+            return
+        self._lost = now if self._lost is None else self._lost
+        fresh = [roll.healthy for _, roll in self.peers.fresh(now)]
+        if now - self._lost < LOST or (fresh and not any(fresh)):
+            self.away = ""
+            return
+        self.away = wire.AWAY + "this one has lost its store"
+        for host in list(self._core.connected):
+            self._core.drop(host, "is sent to another dispatcher: the store is lost", self.away)
