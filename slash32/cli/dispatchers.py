@@ -68,8 +68,9 @@ def migrate(target: str, config: str | None) -> None:
       d1# editor /etc/slash32/dispatcher.toml       store = "etcd"
       d1# systemctl start slash32-dispatcher
 
-    It is the same as `slash32-dispatcher store migrate`: epoch and revision stay, so no host has to be adopted. The
-    store that the state came from is left as it was. A target that holds something is refused.
+    It is the same as `slash32-dispatcher store migrate`: epoch and revision stay, so no host has to be adopted. A
+    target that holds something is refused. What it leaves is kept, but SQLite's file is marked: no dispatcher takes it
+    again by mistake.
     """
     program = shutil.which(DAEMON, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")  # not in a user's PATH
     if program is None:

@@ -51,7 +51,9 @@ def get(client: Client, kind: str, name: str | None, output: str) -> str:
         raise Slash32Error(f"{kind} {quoted(name, 64)}: there is none")
     if output in ("yaml", "json"):
         return dump(items[0] if name is not None and len(items) == 1 else _listed(items), output)
-    return table(kind, items, output == "wide") if items else f"no {kind} yet"
+    if not items:
+        return "no dispatchers: the store is not shared" if kind == "Dispatcher" else f"no {kind} yet"
+    return table(kind, items, output == "wide")
 
 
 def names(client: Client, kind: str) -> list[str]:

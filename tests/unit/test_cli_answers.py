@@ -304,7 +304,7 @@ def test_get_dispatchers(dispatcher: Dispatcher, run: Run) -> None:
     assert "PUBLICKEY" in run("get", "dispatcher", "-o", "wide")[1]
     assert json.loads(run("get", "dispatchers", "d1", "-o", "json")[1]) == d1
     dispatcher.answers["GET", "/v1/dispatchers"] = (200, {"items": []})
-    assert run("get", "dispatchers")[:2] == (0, "no Dispatcher yet\n")
+    assert run("get", "dispatchers")[:2] == (0, "no dispatchers: the store is not shared\n")
     assert run("describe", "dispatcher", "d1")[0] == run("delete", "dispatcher", "d1")[0] == 2
 
 
