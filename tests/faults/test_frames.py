@@ -14,6 +14,7 @@ import zmq
 from dispatcher_rig import FakeHost, Rack, guest, memory_kib, policy, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from impostor import Hostile
 
 from hostd.dealer import Place
 from slash32 import wire
@@ -40,42 +41,6 @@ TO_HOST = tuple(b"".join(wire.encode_to_host(message)) for message in (
     Snapshot("e", 1, digest_of(*SET), False, (SET,)), Delta("e", 1, 2, 0, (Delete(*SET.key),)),
     Claimed(1, (wire.Refusal(KEY, "no"),)), Pong(1), wire.Refused("no"), wire.Ask(1, "{}"),
 ))  # fmt: skip
-
-
-class Hostile:
-    """A host's key in other hands."""
-
-    def __init__(self, rack: Rack, host: FakeHost) -> None:
-        self.rack, self.host = rack, host
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self.connect()
-
-    def connect(self, identity: bytes = b"") -> zmq.Socket[bytes]:
-        s = self.context.socket(zmq.DEALER)
-        s.linger, s.sndhwm, s.sndtimeo = 0, 0, 20_000
-        s.setsockopt(zmq.ROUTING_ID, identity or os.urandom(16))
-        s.curve_publickey, s.curve_secretkey = self.host.keys.public.encode(), self.host.keys.secret.encode()
-        s.curve_serverkey = self.rack.dispatcher.public_key.encode()
-        s.connect(f"tcp://127.0.0.1:{self.rack.dispatcher.port}")
-        return s
-
-    def anew(self) -> None:
-        self.socket.close(0)
-        self.socket = self.connect()
-
-    def asks(self, number: int = 99) -> None:
-        """It says Hello as it should, and is answered: everything that was said before has been taken."""
-        self.socket.send(wire.encode_to_dispatcher(Hello("", 0, 0)))
-        self.socket.send(wire.encode_to_dispatcher(Report(number, ())))
-        while True:
-            assert self.socket.poll(20_000), "it gets no answer any more"
-            message = wire.decode_from_dispatcher(self.socket.recv_multipart())
-            if isinstance(message, Claimed) and message.seq == number:
-                return
-
-    def close(self) -> None:
-        self.socket.close(0)
-        self.context.term()
 
 
 @pytest.fixture(scope="module")
