@@ -282,6 +282,7 @@ class Core:
     def sweep(self) -> None:
         now = self.clock()
         self._said.clear()
+        self.turns.look_again()
         for session in list(self.sessions.values()):
             if now - session.heard > SILENCE:
                 self.drop(session.host, f"silent for {now - session.heard:.0f} s")

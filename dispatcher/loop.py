@@ -109,8 +109,9 @@ class Loop:
             (zmq.LINGER, 0), (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.HANDSHAKE_IVL, 10_000), (zmq.BACKLOG, 4096),
             (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, QUEUE),
             (zmq.IPV6, 1), (zmq.ZAP_ENFORCE_DOMAIN, 1),
-        ):  # fmt: skip  # heartbeats are the hosts': their time-to-live ends what is dead here, too. ROUTER_HANDOVER lets
-            # a host abort libzmq (tests/faults/test_router.py); every connection of a host has an id of its own.
+        ):  # fmt: skip
+            # Heartbeats are the hosts': their time-to-live ends what is dead here, too. ROUTER_HANDOVER would let a host
+            # abort libzmq (tests/faults/test_router.py); every connection of a host has an id of its own.
             s.setsockopt(option, value)
         try:
             s.bind(listen)

@@ -10,6 +10,7 @@ from .commits import Commit, Failed, Foreign, Head, Landed, Outcome, Replaced, S
 from .ledger import Ledger
 
 AT_ONCE = 2000  # inputs that one commit takes together
+TOLD = 30.0  # seconds that a failure is told where nothing waits for the store
 PATIENCE = 1.0  # seconds until hosts' inputs are tried again with a store that failed
 
 
@@ -67,6 +68,11 @@ class Turns:
         while not self._batch and (inputs := self._next()):
             self._decide(inputs)
             self._follow(self.store.take())
+
+    def look_again(self) -> None:
+        """A failure that nobody tries again is not told for ever: the next proposal will say."""
+        if self.failing and not self.waiting() and self.clock() >= self._not_before + TOLD:
+            self.failing = ""
 
     def cancel(self, reason: str) -> None:
         """Nothing is decided any more: who waits is told."""

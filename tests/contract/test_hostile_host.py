@@ -10,9 +10,8 @@ import pytest
 import zmq
 from dispatcher_rig import Rack, document, guest, until
 
-from dispatcher import claims
+from dispatcher import claims, operators
 from dispatcher import core as cores
-from dispatcher import operators
 from dispatcher.core import Core
 from dispatcher.disk import Disk
 from dispatcher.inputs import Command

@@ -209,6 +209,18 @@ def test_a_store_that_fails_refuses_operators_and_keeps_hosts_waiting(rig: Rig) 
     assert not rig.core.turns.failing
 
 
+def test_a_failure_is_not_told_for_ever(rig: Rig) -> None:
+    rig.do(lambda core: operators.apply(core, [POLICY], False))
+    rig.log.fail("disk full")
+    rig.flush()
+    rig.now += 20
+    rig.core.sweep()
+    assert rig.core.turns.failing == "disk full"
+    rig.now += 20
+    rig.core.sweep()
+    assert not rig.core.turns.failing
+
+
 def test_trouble_is_known_before_anything_is_tried(rig: Rig) -> None:
     rig.log.trouble = "no quorum"
     asked = rig.do(lambda core: operators.apply(core, [POLICY], False))
