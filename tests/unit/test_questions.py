@@ -8,9 +8,9 @@ import pytest
 
 from dispatcher import fleet, operators
 from dispatcher.core import Core
-from dispatcher.questions import MOST, SECONDS, Outcome, Questions
 from dispatcher.disk import Disk
 from dispatcher.inputs import Command
+from dispatcher.questions import MOST, SECONDS, Outcome, Questions
 from slash32 import wire
 from slash32.wire import Answer, Ask, Hello, Report
 
