@@ -52,7 +52,7 @@ class Access:
         try:
             found = self._tokens.find(token.strip())
         except TokenError as e:
-            self._warn("tokens", "%s", e)
+            self._warn(str(e), "%s", e)
             raise Refused(401, "no token is valid now; the dispatcher's journal says why") from None
         if found is None:
             self._warn(peer.address, "%s: a token was refused", quoted(peer.address, 64)[1:-1])

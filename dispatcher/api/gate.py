@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
+log = logging.getLogger("slash32.dispatcher.api")
+
 PATIENCE = 30.0  # seconds for a request's head, for what comes next, and for a client that takes nothing
 AHEAD = 1 << 20  # bytes that a client may send while it has no answer yet
+_UNREADABLE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,13 @@ class Gate(asyncio.Protocol):
             if self._ahead > AHEAD:
                 self.abort()
                 return
-        self._inner.data_received(data)
+        try:
+            self._inner.data_received(data)
+        except Exception as e:  # of aiohttp's parser: some addresses are too odd for it
+            log.debug("a question that cannot be read: %r", e)
+            if not self._busy:
+                self._transport.write(_UNREADABLE)
+            self._transport.close()
 
     def eof_received(self) -> bool | None:
         return self._inner.eof_received()

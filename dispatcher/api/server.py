@@ -91,6 +91,7 @@ class Api:
         certificate: Certificate | None,
     ) -> None:
         app = web.Application(middlewares=[_around(access, self._count)])
+        app.on_response_prepare.append(_signed)
         for route in served:
             app.router.add_route(route.method, route.path, _strict(route))
         runner = web.AppRunner(
@@ -147,6 +148,11 @@ def _around(access: Access | None, count: Callable[[int], None]) -> Middleware:
         return response
 
     return around
+
+
+async def _signed(request: web.Request, response: web.StreamResponse) -> None:
+    """Which libraries we are made of is nobody's business."""
+    response.headers["Server"] = "slash32-dispatcher"
 
 
 def _strict(route: Route) -> Handler:
