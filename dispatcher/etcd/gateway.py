@@ -320,6 +320,10 @@ def _transport(error: Exception) -> Failure:
     return Failure(text or type(error).__name__, done=True)
 
 
+_ONE_SIDED = (
+    "etcd's gateway cannot reach etcd itself: its server certificate must also be good for clients"
+    " (extendedKeyUsage serverAuth, clientAuth)"
+)
 _MEANINGS: tuple[tuple[str, type[Failure], str], ...] = (
     (
         "database space exceeded",
@@ -331,12 +335,7 @@ _MEANINGS: tuple[tuple[str, type[Failure], str], ...] = (
     ("larger than max", Hopeless, "etcd takes no request of this size: set its --max-request-bytes to 1572864 or more"),
     ("user name is empty", Hopeless, "etcd asks for a user and password, which slash32 has none of: use TLS instead"),
     ("permission denied", Hopeless, "etcd denies permission: slash32 needs all of its prefix, without a user"),
-    (
-        "handshake failed",
-        Hopeless,
-        "etcd's gateway cannot reach etcd itself: its server certificate must also be good for clients"
-        " (extendedKeyUsage serverAuth, clientAuth)",
-    ),
+    ("handshake failed", Hopeless, _ONE_SIDED),
 )
 
 
@@ -348,6 +347,8 @@ def _refusal(status: int, answer: Any) -> Failure:
     for word, kind, meaning in _MEANINGS:
         if word in text:
             return kind(meaning)
+    if "connection closed" in text or "SubConns" in text:
+        return Failure(f"{_line(text)}; if that lasts: {_ONE_SIDED}", done=True)
     return Failure(_line(text), done="no leader" not in text)  # which is said before anything is tried
 
 

@@ -116,6 +116,7 @@ def _shut(end: socket.socket) -> None:
 @dataclass(frozen=True)
 class Tls:
     folder: Path
+    usage: str = "serverAuth,clientAuth"  # of the members' certificates
 
     @property
     def ca(self) -> Path:
@@ -198,7 +199,8 @@ class Etcd:
         self.folder, self.tls, self.options = folder, tls, options
         folder.mkdir(parents=True, exist_ok=True)
         if tls is not None:
-            certificate, key = tls.made("server")
+            tls.made("client")
+            certificate, key = tls.made("server", tls.usage)
             self.options += ("--cert-file", str(certificate), "--key-file", str(key))
             self.options += ("--client-cert-auth", "--trusted-ca-file", str(tls.ca))
         ports = free_ports(2 * members)
@@ -223,7 +225,8 @@ class Etcd:
         where = endpoints or self.endpoints
         if self.tls is None:
             return EtcdConfig(where, prefix)
-        return EtcdConfig(where, prefix, self.tls.ca, *self.tls.made("client"))
+        client = (self.tls.folder / "client.pem", self.tls.folder / "client.key")
+        return EtcdConfig(where, prefix, self.tls.ca, *client)
 
     def ctl(self, *words: str, member: Member | None = None, check: bool = True) -> str:
         run = self._run(*words, member=member)
@@ -234,8 +237,8 @@ class Etcd:
         where = member.url if member else ",".join(self.endpoints)
         command = ["etcdctl", "--endpoints", where, *words]
         if self.tls is not None:
-            command += ["--cacert", str(self.tls.ca), "--cert", str(self.tls.folder / "server.pem")]
-            command += ["--key", str(self.tls.folder / "server.key")]
+            command += ["--cacert", str(self.tls.ca), "--cert", str(self.tls.folder / "client.pem")]
+            command += ["--key", str(self.tls.folder / "client.key")]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=_ENV)
 
     def revision(self) -> str:

@@ -2,13 +2,14 @@
 # write. Reduced counts unless SLASH32_COUNTS=full.
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from etcd_rig import Etcd, Member, Relay, Replica, Tls, peer, until
 from dispatcher.commits import Commit, Failed, Foreign, Landed, Replaced, Saved, StoreError, Table
 from dispatcher.etcd import entries, follower, outbox, upkeep
 from dispatcher.etcd.entries import Keys
+from dispatcher.etcd.gateway import Gateway, Pair
 from dispatcher.etcd.store import EtcdConfig, EtcdStore
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
@@ -275,6 +277,26 @@ def sleeping(_: Etcd, member: Member) -> Callable[[], None]:
 def cut_off(cluster: Etcd, member: Member) -> Callable[[], None]:
     cluster.cut_off(member)
     return cluster.join
+
+
+def test_a_watch_that_tells_nothing(etcd: Make, replica: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[str] = []
+
+    async def silent(self: Gateway, start: str, end: str) -> AsyncIterator[list[Pair]]:
+        watched.append(start)
+        await asyncio.sleep(3600)
+        yield []
+
+    config = etcd().config()
+    writer = replica(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(Gateway, "watch", silent)
+        one = replica(config)
+        until(lambda: watched)
+        for n in range(5):
+            one.follow(writer.commit(peer(f"d{n}")))
+        assert len(watched) > 1  # another one was tried, again and again
+    same(writer, one)
 
 
 # --- answers that do not come ----------------------------------------------------------------------------------------
@@ -604,6 +626,15 @@ def test_tls(etcd: Make, replica: Join, tmp_path: Path, monkeypatch: pytest.Monk
     assert "give it as http://" in refusal(EtcdConfig((plain.endpoints[0].replace("http", "https"),), ca=tls.ca))
 
 
+def test_a_certificate_that_is_good_for_servers_only(
+    etcd: Make, replica: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd's gateway is a client of etcd, with the certificate of the server."""
+    monkeypatch.setattr(follower, "START", 1.0)
+    assert "serverAuth, clientAuth" in refusal(etcd(tls=Tls(tmp_path / "half", "serverAuth")).config())
+    assert replica(etcd(tls=Tls(tmp_path / "whole")).config()).head() == 0
+
+
 # --- migration -------------------------------------------------------------------------------------------------------
 
 
@@ -634,6 +665,7 @@ KILLED_BEFORE_META = """
 import os, sys
 sys.path[:0] = [{repo!r}, {here!r}]
 from test_etcd import saved
+from dispatcher.etcd.gateway import Gateway, Pair
 from dispatcher.etcd.store import EtcdConfig, EtcdStore
 from dispatcher.etcd.content import Content
 ask = Content.ask
