@@ -149,7 +149,7 @@ class Line:
             self._troubles[dealer.place] = why
             self._hang_up()
             self._rounds.failed(now, now - self._accepted if self._accepted else 0.0)
-            self._accepted, self._keys = 0.0, []
+            self._keys = []
         if self._dealer is None and now >= self._rounds.due:
             self._knock(now)
         return why
@@ -167,7 +167,7 @@ class Line:
         """Raises ValueError for a place that zmq does not take: at the beginning, or never."""
         place = self._places[self._rounds.present]
         self._keys = self._keys or self.identity.offered()
-        self._begun, self._reached = now, False
+        self._begun, self._accepted, self._reached = now, 0.0, False
         pace = SEVERAL if self.several else ALONE
         self._dealer = Dealer(self._context, place, self._keys.pop(0), pace)
         for fd in self._dealer.filenos():

@@ -11,85 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from dispatcher_rig import PATIENCE, REPO, Dispatcher, FakeHost, Rack, document, guest, policy
-from played_dispatcher import Played, known, up_to_date
+from dispatcher_rig import REPO, Dispatcher, FakeHost, Rack, document, guest, policy
+from played_dispatcher import Played, Stage, up_to_date
 
 from hostd.dealer import SEVERAL
-from hostd.feed import HELLO_AGAIN, SILENCE, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Missed, Place
+from hostd.feed import HELLO_AGAIN, SILENCE, Disconnected, Missed, Place
 from slash32 import wire
 from slash32.keys import load_next, load_or_create_key, next_file
 from slash32.pack import Kind
-from slash32.sync import NO_SESSION, Applied, Held, Replica
+from slash32.sync import NO_SESSION, Applied, Held
 from slash32.wire import Hello
-
-
-class Stage:
-    """Dispatchers that are played, and one host."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.key_file = folder, folder / "hostd.key"
-        self.played: list[Played] = []
-        self.replica = known()
-        self.events: list[FeedEvent] = []
-        self.feed: Feed | None = None
-        self.later = 0.0  # seconds that the host was asleep
-
-    def dispatchers(self, count: int) -> list[Played]:
-        self.played += [Played(self.folder, f"d{n}") for n in range(count)]
-        return self.played
-
-    def start(self, *places: Place) -> Feed:
-        where = places or tuple(played.place for played in self.played)
-        config = FeedConfig(where, self.key_file, host="h1", about={"version": "9"})
-        self.feed = Feed(config, self.replica)
-        return self.feed
-
-    def turn(self) -> None:
-        for played in self.played:
-            played.pump()
-        assert self.feed
-        for event in self.feed.tick(time.monotonic() + self.later):
-            self.events.append(event)
-            if isinstance(event, Connected):
-                self.feed.report(())
-        time.sleep(0.002)
-
-    def until(self, holds: Callable[[], Any]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not holds():
-            assert time.monotonic() < end, (self.events[-5:], self.feed and self.feed.trouble)
-            self.turn()
-
-    def for_a_while(self, seconds: float) -> None:
-        """How often something happens at most: a slow machine only makes it less."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.turn()
-
-    def present(self) -> Played:
-        assert self.feed
-        return next(p for p in self.played if p.place.endpoint == self.feed.endpoint)
-
-    def in_sync(self) -> bool:
-        return self.feed is not None and self.feed.in_sync
-
-    def restart(self) -> None:
-        assert self.feed
-        self.feed.close()
-        self.replica = Replica.load(self.replica.dump())
-        self.start()
-
-    def reasons(self) -> list[str]:
-        return [event.reason for event in self.events if isinstance(event, Disconnected | Missed)]
-
-    def close(self) -> None:
-        if self.feed is not None:
-            self.feed.close()
-        for played in self.played:
-            played.close()
 
 
 @pytest.fixture
