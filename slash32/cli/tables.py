@@ -61,7 +61,8 @@ def _hosts(items: Sequence[Json], wide: bool) -> str:
     rows = []
     for item in sorted(items, key=lambda i: str(i.get("name"))):
         connected = (item.get("dispatcher") or True) if item.get("connected") else False  # which one, where it is told
-        row = [item.get("name"), connected, item.get("revision"), _sync(item), _lag(item)]
+        revision = item.get("revision") if connected else item.get("revision") or None  # 0: nobody knows
+        row = [item.get("name"), connected, revision, _sync(item), _lag(item)]
         row += [item.get("version"), item.get("filter"), item.get("last_seen"), item.get("endpoints")]
         row += [join(item, "addresses"), item.get("held"), item.get("fenced"), item.get("nextPublicKey")]
         rows.append([cell(value) for value in [*row, failures(item)][: len(head)]])

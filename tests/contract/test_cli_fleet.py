@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +145,8 @@ def test_audit_says_who(fleet: Fleet) -> None:
 
 
 class Watching:
-    def __init__(self, fleet: Fleet, *words: str) -> None:
-        self.process = fleet.popen("watch", *words)
+    def __init__(self, fleet: Fleet, *words: str, server: Sequence[Any] = ()) -> None:
+        self.process = fleet.popen(*server, "watch", *words)
         self.fleet = fleet
 
     def lines(self, count: int) -> list[str]:
@@ -225,6 +227,20 @@ def test_dispatchers(fleet: Fleet) -> None:
         assert code == 1 and name in err and len(err.splitlines()) == 1
 
 
+def test_store_migrate_is_the_daemons(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "slash32-dispatcher"
+    program.write_text(f'#!/bin/sh\ncd {REPO} && exec {sys.executable} -m dispatcher "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    migrate = ("store", "migrate", "--to", "etcd", "--config", fleet.dispatcher.config)
+    code, out, err = fleet.run(*migrate)  # it runs
+    assert (code, out) == (1, "") and str(fleet.dispatcher.database) in err and len(err.splitlines()) == 1
+    fleet.dispatcher.stop()
+    code, out, err = fleet.run(*migrate)
+    assert (code, out) == (1, "") and "etcd" in err and len(err.splitlines()) == 1
+    fleet.dispatcher.start()
+
+
 def test_completion_of_hosts_and_dispatchers(fleet: Fleet) -> None:
     from test_cli import completed
 
@@ -274,6 +290,11 @@ def test_over_tls_with_a_token(elsewhere: tuple[Fleet, list[Any]], tmp_path: Pat
     fleet.ok(*admin, "host", "fence", "h1", "--yes")
     (entry,) = json.loads(fleet.ok(*ro, "audit", "--limit", "1", "-o", "json"))["items"]
     assert "test-admin" in entry["who"]
+    watching = Watching(fleet, "--since", str(fleet.revision()), server=ro)
+    fleet.ok(*admin, "apply", "-f", "-", text=text_of(policy("a", WEB, WEB)))
+    assert watching.lines(1)[0].split()[1:] == ["GlobalNetworkPolicy", "a", "put"]
+    assert watching.end() == (1, "interrupted\n")
+    assert fleet.ok(*admin, "backup", tmp_path / "b.json") and fleet.run(*ro, "backup", "-")[0] == 1
     (tmp_path / "ro").write_text("nonsense")
     code, _, err = fleet.run(*ro, "status")
     assert code == 1 and len(err.splitlines()) == 1 and "token" in err.lower()

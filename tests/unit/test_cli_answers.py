@@ -261,7 +261,7 @@ H1 = {
     "addresses": ["192.0.2.1"], "endpoints": 4, "failures": [], "publicKey": "x" * 40, "nextPublicKey": "",
 }  # fmt: skip
 H2 = {
-    **H1, "name": "h2", "connected": False, "dispatcher": None, "in_sync": False, "revision": None, "lag_seconds": None,
+    **H1, "name": "h2", "connected": False, "dispatcher": None, "in_sync": False, "revision": 0, "lag_seconds": None,
     "failures": [{"object": "tap", "message": "no"}], "fenced": "disk\x1b[31m dies", "version": "", "last_seen": None,
 }  # fmt: skip
 H3 = {**H1, "name": "h3", "dispatcher": None, "in_sync": False, "held": True, "lag_seconds": 75.2, "filter": "iptables"}
