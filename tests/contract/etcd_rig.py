@@ -20,6 +20,7 @@ import pytest
 from dispatcher.commits import Commit, Failed, Foreign, Head, Landed, Outcome, Peer, Replaced, Table, Write
 from dispatcher.etcd.store import EtcdConfig, EtcdStore
 
+MIB = 1 << 20
 PATIENCE = 30.0  # seconds until a condition that should hold is given up
 
 
@@ -382,3 +383,31 @@ class Replica:
 
     def follow(self, revision: int) -> None:
         self.until(lambda _: self.revision >= revision)
+
+
+def same(*replicas: Replica) -> None:
+    revision = replicas[0].head()
+    for one in replicas:
+        one.follow(revision)
+        assert one.revision == revision
+        assert one.records == replicas[0].records
+        until(lambda one=one: not one.store.trouble)
+
+
+def contend(replicas: list[Replica], commits: int) -> None:
+    """Each wants its own commits in the log, from a thread of its own."""
+    failures: list[BaseException] = []
+
+    def work(name: int, one: Replica) -> None:
+        try:
+            for n in range(commits):
+                one.commit(peer(f"{name}-{n}"))
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(replicas)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
