@@ -32,14 +32,16 @@ class Way:
 class Proxy:
     """`odds`: how often something happens to what is read at a time; `faults`: which of FAULTS."""
 
-    def __init__(self, target: int, seed: int, odds: float = 0.0, faults: tuple[str, ...] = FAULTS) -> None:
+    def __init__(
+        self, target: int, seed: int, odds: float = 0.0, faults: tuple[str, ...] = FAULTS, bind: str = "127.0.0.1"
+    ) -> None:
         self.target, self.odds, self.faults = target, odds, faults
         self.done: Counter[str] = Counter()
         self.passed = 0  # bytes
         self._noise = random.Random(seed)
         self._deck: list[str] = []  # each fault once before any comes again
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server((bind, 0), backlog=128)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._selector = selectors.DefaultSelector()
