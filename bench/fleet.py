@@ -3,17 +3,16 @@
 # it would say comes through hostd's hook socket, and where a start is measured from the hook program.
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import resource
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.api import PATIENCE, Api, document, until
 from bench.cage import CageError, Network, ip
 from bench.hook import DEVICE, install, spawn
 from bench.rig import make_tap
@@ -22,47 +21,13 @@ REPO = Path(__file__).resolve().parents[1]
 RUN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {room}.__main__ import main; sys.exit(main())"
 SWITCH, PORT = "10.99.0.1", 5532
 GROUPS = 10
+AT_ONCE = 8  # hosts whose first guests start
 STRIDE = 1009  # between guests that join a group
-IDLE = 30.0  # seconds; after some more the dispatcher hangs up
-PATIENCE = 120.0  # seconds until a condition that should hold is given up
-
-
-class Api(http.client.HTTPConnection):
-    """The operators' socket, with one connection kept."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("dispatcher", timeout=PATIENCE)
-        self.path, self._used = path, 0.0
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
-
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        """Raises CageError."""
-        if time.monotonic() - self._used > IDLE:
-            self.close()
-        self.request(method, path, None if body is None else json.dumps(body))
-        answer = self.getresponse()
-        said = json.loads(answer.read())
-        self._used = time.monotonic()
-        if answer.status != 200:
-            raise CageError(f"{method} {path}: {said}")
-        return said
 
 
 def _daemon(room: str, config: Path) -> list[str]:
     """As the package runs it: Debian's interpreter and libraries, this tree's code."""
     return ["/usr/bin/python3", "-I", "-c", RUN.format(room=room), str(REPO), "--config", str(config), "run"]
-
-
-def until(holds: Callable[[], object], what: Callable[[], str], pause: float = 0.01) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        if time.monotonic() > deadline:
-            raise CageError(what())
-        time.sleep(pause)
 
 
 class Dispatcher:
@@ -102,10 +67,6 @@ class Dispatcher:
 
     def change(self, *documents: dict[str, Any]) -> None:
         self.live(self.apply(*documents))
-
-
-def document(kind: str, name: str, **spec: Any) -> dict[str, Any]:
-    return {"apiVersion": "slash32/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 class Host:
@@ -209,8 +170,8 @@ class Fleet:
         for host in self.hosts:
             host.wait()
         self._policies()
-        for number in range(self._settled):
-            self._start(self._guest(number))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(self._fill, range(hosts)))
         self.dispatcher.live(self.dispatcher.revision())
         self._late = [number for number in range(self._settled) if number % GROUPS]
         self._last = (self._settled - 1) % GROUPS  # a group of which the last host has a guest
@@ -242,6 +203,10 @@ class Fleet:
     def _host(self, number: int) -> Host:
         new = number - self._settled
         return self.hosts[number // self._each if new < 0 else new % len(self.hosts)]
+
+    def _fill(self, host: int) -> None:
+        for number in range(host * self._each, (host + 1) * self._each):
+            self._start(self._guest(number))
 
     def _start(self, guest: Guest) -> None:
         for operation in ("prepare", "start"):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
-from bench.fleet import Api, document
+from bench.api import Api, document
 from bench.measure import Report, Stats, stats
 from lab import product
 from lab.domains import lxc_domain

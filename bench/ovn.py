@@ -9,7 +9,7 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,12 +134,17 @@ def markdown(found: list[Report]) -> str:
     by_size: dict[str, dict[str, Stats]] = {}
     for report in found:
         by_size.setdefault(report.name, {}).update(report.measured)
-    lines = [f"| median (p99), n | {' | '.join(f'{size}: {side}' for size in by_size for side in (THEIRS, OURS))} |"]
-    lines.append("|---|" + "---|" * (2 * len(by_size)))
+    sides = [cell for size in by_size for cell in (f"{size}: {THEIRS}", OURS, "")]
+    lines = [f"| median (p99), n | {' | '.join(sides)} |", "|---|" + "---|" * len(sides)]
     for words, key in ROWS.items():
-        cells = [_cell(key, by_size[size].get(f"{key}, {side}")) for size in by_size for side in (THEIRS, OURS)]
+        cells = [cell for figures in by_size.values() for cell in _cells(key, figures)]
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cells(key: str, figures: Mapping[str, Stats]) -> tuple[str, str, str]:
+    theirs, ours = (figures.get(f"{key}, {side}") for side in (THEIRS, OURS))
+    return _cell(key, theirs), _cell(key, ours), f"1/{theirs.median / ours.median:.2g}" if theirs and ours else ""
 
 
 def _cell(key: str, one: Stats | None) -> str:

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.api import until
 from bench.cage import CageError, ip
-from bench.fleet import GROUPS, STRIDE, address, until
+from bench.fleet import GROUPS, STRIDE, address
 
 NEEDS = {"ovn-controller": "ovn-host", "ovn-northd": "ovn-central", "ovs-vswitchd": "openvswitch-switch"}
 SB_PORT = 6642
