@@ -161,10 +161,8 @@ class Company:
     def _presence(self, session: Session, now: float) -> Presence:
         core, name = self._core, session.host
         publisher, about = core.fanout.publishers[name], session.hello.about
-        oldest = publisher.unsettled
-        settled = (core.revision if oldest is None else oldest - 1) if publisher.live else 0
         return Presence(
-            settled, core.commits.lag(name, now), publisher.held, about.get("version", ""), about.get("filter", ""),
+            core.settled(session), core.commits.lag(name, now), publisher.held, about.get("version", ""), about.get("filter", ""),
             core.wall() - (now - session.heard), tuple((f.object, f.message) for f in session.failures),
             tuple((str(key), why) for key, why in islice(core.alarms.get(name, {}).items(), ALARMS)),
         )  # fmt: skip

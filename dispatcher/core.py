@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from slash32 import wire
 from slash32.errors import quoted
@@ -28,7 +29,7 @@ from .turns import Turns
 
 log = logging.getLogger("slash32.dispatcher")
 
-SILENCE = 20.0  # seconds without a word from a host: not connected
+SILENCE = 12.0  # seconds without a word from a host: not connected; it pings every five
 MAX_WORDS = 100  # lines about one host between two sweeps
 Out = tuple[bytes, Frames]  # routing id, frames
 
@@ -49,6 +50,13 @@ class Session:
     failures: tuple[Failure, ...] = ()
 
 
+class Left(NamedTuple):
+    """Of a host that is not connected."""
+
+    settled: int  # the revision that its kernel had
+    seen: float  # monotonic seconds
+
+
 class Core:
     def __init__(self, store: Store, clock: Callable[[], float], wall: Callable[[], float], name: str = "") -> None:
         """Raises StoreError. `clock` is monotonic, in seconds; `wall` is Unix time, for people; `name` is ours."""
@@ -65,6 +73,7 @@ class Core:
         self.questions = Questions()
         self.sessions: dict[bytes, Session] = {}
         self.connected: dict[str, Session] = {}  # by host
+        self.left: dict[str, Left] = {}  # by host: how it was when it was last connected here
         self.progress = False  # a commit was completed or a host came back: waiters look again
         self.done: list[Command] = []  # to be told once what they caused was sent
         self.afterwards: list[Callable[[], None]] = []  # what the command that is being decided does once it is durable
@@ -295,6 +304,7 @@ class Core:
             return
         log.info("host %s: %s", host, reason, extra=fields(host=host))
         self.company.moved = True
+        self.left[host] = Left(self.settled(session), session.heard)
         self.sessions.pop(session.identity, None)
         self._answering.pop(session.identity, None)
         self._opening.pop(host, None)
@@ -341,6 +351,7 @@ class Core:
         told = self.fanout.publish(commit.revision, batch)
         for host in batch.gone:
             self.commits.forget(host)
+            self.left.pop(host, None)
         for host, frames in told:
             if frames is not None:
                 self._out.append((self.connected[host].identity, frames))
@@ -401,6 +412,14 @@ class Core:
             self.ledger.set_host(name, state._replace(ahead=None))
         self.afterwards.append(lambda: self._opening.update({name: True for name in held if name in self.connected}))
         return held
+
+    def settled(self, session: Session) -> int:
+        """Everything up to this revision is in the host's kernel."""
+        publisher = self.fanout.publishers.get(session.host)
+        if publisher is None or not publisher.live:
+            return session.hello.revision if session.hello.epoch == self.epoch else 0
+        oldest = publisher.unsettled
+        return self.revision if oldest is None else max(oldest - 1, 0)
 
     def has(self, host: str, revision: int) -> bool:
         """The host's kernel has all of the revision that concerns it, whichever dispatcher it is connected to."""

@@ -57,19 +57,22 @@ def hosts(core: Core) -> Json:
 
 
 def _host(core: Core, name: str, dispatcher: str | None, there: Presence | None) -> Json:
-    state = core.ledger.host(name)
+    state, left = core.ledger.host(name), core.left.get(name)
+    settled, seen = (left.settled, core.wall() - (core.clock() - left.seen)) if left is not None else (0, None)
+    if there is not None:
+        settled, seen = there.settled, there.seen
     return {
         "name": name,
         "connected": there is not None,
         "dispatcher": dispatcher,
-        "revision": there.settled if there else 0,
+        "revision": settled,
         "in_sync": core.has(name, core.revision),
         "lag_seconds": round(there.lag, 3) if there else None,
         "held": there.held if there else "",
         "fenced": state.fenced,
         "version": there.version if there else "",
         "filter": there.filter if there else "",
-        "last_seen": _moment(there.seen) if there else None,
+        "last_seen": None if seen is None else _moment(seen),
         "addresses": [format_address(a) for a in core.registry.next_hops(name)],
         "endpoints": len(core.registry.of_host(name)),
         "failures": _failures(there),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slash32.dispatcher")
 
-SWEEP = 5.0  # seconds
+SWEEP = 2.0  # seconds
 AT_ONCE = 2000  # messages that one commit takes together,
 ENOUGH = 256 << 10  # or bytes of them: then all others have their turn, whatever one host sends
 QUEUE = 64  # messages a connection that wait to be taken; each has up to wire.MAX_FRAME bytes
@@ -107,11 +107,11 @@ class Loop:
         s.zap_domain = DOMAIN
         for option, value in (
             (zmq.LINGER, 0), (zmq.MAXMSGSIZE, wire.MAX_FRAME), (zmq.HANDSHAKE_IVL, 10_000), (zmq.BACKLOG, 4096),
-            (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, QUEUE),
-            (zmq.IPV6, 1), (zmq.ZAP_ENFORCE_DOMAIN, 1),
+            (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, QUEUE), (zmq.IPV6, 1),
+            (zmq.ZAP_ENFORCE_DOMAIN, 1), (zmq.HEARTBEAT_IVL, 5_000), (zmq.HEARTBEAT_TIMEOUT, 10_000),
         ):  # fmt: skip
-            # Heartbeats are the hosts': their time-to-live ends what is dead here, too. ROUTER_HANDOVER would let a host
-            # abort libzmq (tests/faults/test_router.py); every connection of a host has an id of its own.
+            # The hosts' heartbeats have a time-to-live, too, but libzmq forgets it at each message. ROUTER_HANDOVER lets a
+            # host abort libzmq (tests/faults/test_router.py); every connection of a host has an id of its own.
             s.setsockopt(option, value)
         try:
             s.bind(listen)

@@ -41,8 +41,9 @@ def decode_host(metadata: Field, spec: Field, stored: bool) -> Host:
 
 
 def _public_key(field: Field) -> str:
+    text = field.string(256)
     try:
-        return public_key(field.string(256))
+        return public_key(text)
     except ValueError as e:
         field.fail(str(e))
 
@@ -51,7 +52,8 @@ def public_key(text: str) -> str:
     """A CURVE key in Z85 (ZeroMQ RFC 32). Raises ValueError, one line."""
     chunks = [text[at : at + 5] for at in range(0, len(text), 5)]
     if not Z85.fullmatch(text) or any(_z85_number(chunk) >= 1 << 32 for chunk in chunks):
-        raise ValueError(f"{shown(text)} is not a CURVE public key: give the 40 characters that slash32-hostd key prints")
+        what = "is not a CURVE public key: give the 40 characters that slash32-hostd key prints"
+        raise ValueError(f"{shown(text)} {what}")
     return text
 
 

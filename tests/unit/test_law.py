@@ -24,7 +24,7 @@ PURE = {
     "hostd": "ruleset desired forwarding state claims world absorb names compile sets walk chains host_chains calc plan"
     " metrics settle moves starting rounds agent operations sightings status judge revoke ends trial alike",
     "dispatcher": "anchors changes interest selections segment registry fanout ownership live "
-    "claims commits inputs ledger turns metrics",
+    "claims commits inputs ledger turns metrics company rolls",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
 KERNEL = {"subprocess", "pyroute2", "iptc", "fcntl"}  # hostd's one door: only its dataplane
