@@ -19,9 +19,12 @@ APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3
  python3-lark python3-nftables python3-jsonschema \
  nftables iptables ipset iproute2 conntrack tcpdump iputils-ping procps kmod util-linux openssh-client \
  mmdebstrap cpio gcc libc6-dev build-essential debhelper dh-python python3-setuptools fakeroot dpkg-dev lintian \
- ansible-core etcd-server etcd-client
+ ansible-core etcd-server etcd-client openssl
 PIP := pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.15 ruff==0.17.6 mypy==2.4.1 \
  types-PyYAML==6.0.12.20261113 lxml-stubs==0.5.1
+# Without what it would bring along: it wants another rich than Debian's, which the tests of the command must not meet.
+PIP_ALONE := schemathesis==4.32.5 harfile==0.6.0 hypothesis-graphql==0.13.5 graphql-core==3.3.2 jsonschema-rs==0.60.3 \
+ pyrate-limiter==4.5.1 requests==2.34.2 urllib3==2.8.0 certifi==2026.10.18 Werkzeug==3.1.9 anyio==4.16.0
 
 .PHONY: help deps check test test-full soak demo deb bench clean
 
@@ -42,9 +45,10 @@ $(STAMP): Makefile
 	  echo "deps: apt-get install (one to three minutes on a fresh machine)"; \
 	  run install -y --no-install-recommends $$missing; rm -f .apt.log; \
 	fi
-	@echo "deps: .venv with $(PIP)"
+	@echo "deps: .venv with $(PIP) $(PIP_ALONE)"
 	@/usr/bin/python3 -m venv --system-site-packages .venv
-	@.venv/bin/pip install -q --disable-pip-version-check $(PIP) 2>.pip.log || { cat .pip.log >&2; exit 1; }; rm -f .pip.log
+	@pip() { .venv/bin/pip install -q --disable-pip-version-check "$$@" 2>.pip.log || { cat .pip.log >&2; exit 1; }; }; \
+	pip $(PIP); pip --no-deps $(PIP_ALONE); rm -f .pip.log
 	@touch $@; echo "deps: ready"
 
 check: deps
