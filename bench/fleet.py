@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,28 +43,30 @@ class Dispatcher:
         self.key = subprocess.run([*argv[:-1], "key"], capture_output=True, text=True, check=True).stdout.strip()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log)
-        self.call = Api(folder / "api.sock").call
+        self._api = Api(folder / "api.sock")
         until((folder / "api.sock").exists, self._why)
 
     def _why(self) -> str:
         return f"the dispatcher does not start: {self._log.read_text().strip()[-300:]}"
 
     def apply(self, *documents: dict[str, Any]) -> int:
-        return int(self.call("POST", "/v1/apply", {"documents": documents})["revision"])
+        return int(self._api.call("POST", "/v1/apply", {"documents": documents})["revision"])
 
     def revision(self) -> int:
-        return int(self.call("GET", "/v1/status")["revision"])
+        return int(self._api.call("GET", "/v1/status")["revision"])
 
     def live(self, revision: int) -> None:
-        """Returns when every host's kernel has it, and said so."""
-        said = self.call("GET", f"/v1/revisions/{revision}?wait={PATIENCE:.0f}")
-        if said["pending"] or said["failed"]:
-            raise CageError(f"revision {revision}: pending {said['pending'][:5]}, failed {said['failed'][:3]}")
-
-    def live_next(self, before: int) -> None:
-        """The same of the one that comes next."""
-        until(lambda: self.revision() > before, lambda: f"there is no revision after {before}", pause=0.0)
-        self.live(before + 1)
+        """Returns when every host's kernel has it, and said so; it may still be to come."""
+        path, deadline = f"/v1/revisions/{revision}?wait={PATIENCE:.0f}", time.monotonic() + PATIENCE
+        while True:
+            status, said = self._api.ask("GET", path)
+            if status != 404:
+                break
+            if time.monotonic() > deadline:
+                raise CageError(f"there is no revision {revision}")
+            time.sleep(0.0002)
+        if status != 200 or said["pending"] or said["failed"]:
+            raise CageError(f"revision {revision}: {said}")
 
     def change(self, *documents: dict[str, Any]) -> None:
         self.live(self.apply(*documents))
@@ -222,7 +225,7 @@ class Fleet:
 
         def run() -> None:
             self._host(number).tell(guest, "started")  # as libvirt's event would
-            self.dispatcher.live_next(before)
+            self.dispatcher.live(before + 1)
 
         return run
 
@@ -239,7 +242,7 @@ class Fleet:
         def run() -> None:
             for operation in ("prepare", "start"):
                 spawn([str(host.hook), guest.name, operation, "begin", "-"], guest.file)
-            self.dispatcher.live_next(before)
+            self.dispatcher.live(before + 1)
 
         return run
 
