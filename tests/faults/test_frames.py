@@ -187,7 +187,7 @@ def test_whatever_a_dispatcher_says_a_host_lives(tmp_path: Path) -> None:
     noise, before = random.Random(1), memory_kib(os.getpid())
     try:
         host.start()
-        for _ in range(60 if FULL else 6):
+        for _ in range(20 if FULL else 6):
             rack.until(fake.heard)
             for _ in range(20):
                 frames = [odd.frame(noise.choice(TO_HOST), noise) for _ in range(noise.choice((1, 1, 3)))]

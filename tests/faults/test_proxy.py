@@ -20,7 +20,7 @@ from slash32.wire import Delta, Pong, Snapshot
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 SEEDS = range(20 if FULL else 2)
-ROUNDS = 200 if FULL else 40
+ROUNDS = 120 if FULL else 40
 NAMES = ("one", "two", "three")
 WEB = 'role == "web"'
 
