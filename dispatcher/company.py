@@ -162,7 +162,8 @@ class Company:
         core, name = self._core, session.host
         publisher, about = core.fanout.publishers[name], session.hello.about
         return Presence(
-            core.settled(session), core.commits.lag(name, now), publisher.held, about.get("version", ""), about.get("filter", ""),
+            core.settled(session), core.commits.lag(name, now), publisher.held,
+            about.get("version", ""), about.get("filter", ""),
             core.wall() - (now - session.heard), tuple((f.object, f.message) for f in session.failures),
             tuple((str(key), why) for key, why in islice(core.alarms.get(name, {}).items(), ALARMS)),
         )  # fmt: skip

@@ -110,7 +110,7 @@ class Loop:
             (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 1000), (zmq.RCVHWM, QUEUE), (zmq.IPV6, 1),
             (zmq.ZAP_ENFORCE_DOMAIN, 1), (zmq.HEARTBEAT_IVL, 5_000), (zmq.HEARTBEAT_TIMEOUT, 10_000),
         ):  # fmt: skip
-            # The hosts' heartbeats have a time-to-live, too, but libzmq forgets it at each message. ROUTER_HANDOVER lets a
+            # Hosts' heartbeats have a time-to-live, too, but libzmq forgets it at each message. ROUTER_HANDOVER lets a
             # host abort libzmq (tests/faults/test_router.py); every connection of a host has an id of its own.
             s.setsockopt(option, value)
         try:
