@@ -186,3 +186,6 @@ if __name__ == "__main__":
     except CageError as error:
         say(f"{error}")
         sys.exit(1)
+    except KeyboardInterrupt:
+        say("interrupted; nothing of it is left")
+        sys.exit(130)
