@@ -115,6 +115,34 @@ DISPATCHER = [
     ('key_file = "k"', "key_file:"),
     ('key_file = "/var/lib/x\\ny"', "key_file:"),
     ('database = "/a"\nkey_file = "/a"', "three different paths"),
+    ('store = "mysql"', '"mysql" is not one of sqlite, etcd'),
+    ('store = "etcd"', "etcd: is missing; name etcd's members"),
+    ('store = "etcd"\netcd = ["http://10.0.0.1:2379"]', "advertise: is missing"),
+    ('etcd = "http://10.0.0.1:2379"', "etcd: give a list of strings"),
+    ("etcd = [1]", "etcd: give a list of strings"),
+    ('etcd = ["10.0.0.1:2379"]', "is not like http://10.0.0.1:2379"),
+    ('etcd = ["http://10.0.0.1:2379/v3"]', "is not like http://10.0.0.1:2379"),
+    ('etcd = ["http://10.0.0.1:2379", "https://10.0.0.2:2379"]', "give all members as https://"),
+    ('etcd = ["http://10.0.0.1:2379", "http://10.0.0.1:2379/"]', "give each member once"),
+    ('etcd_prefix = "slash32"', "etcd_prefix:"),
+    ('etcd_prefix = "/a b/"', "etcd_prefix:"),
+    ('etcd = ["http://10.0.0.1:2379"]\netcd_ca = "/ca"', "etcd_ca: is for TLS"),
+    ('etcd = ["https://10.0.0.1:2379"]\netcd_cert = "/c"', "etcd_cert and etcd_key belong together"),
+    ('name = "D 1"', "name:"),
+    ('advertise = "tcp://0.0.0.0:5532"', "give an address that others can connect to"),
+    ('advertise = "tcp://[::]:5532"', "give an address that others can connect to"),
+    ('advertise = "10.0.0.1"', "advertise:"),
+    ('socket_group = "a b"', "is not the name of a group"),
+    ('api_listen = "http://0.0.0.0:5533"', "tokens go over TLS only"),
+    ('api_listen = "0.0.0.0:5533"', "is not like https://0.0.0.0:5533"),
+    ('api_listen = "https://0.0.0.0:5533/v1"', "is not like https://0.0.0.0:5533"),
+    ('api_listen = "https://0.0.0.0:5533"', "api_cert: is missing"),
+    ('api_listen = "https://0.0.0.0:5533"\napi_cert = "/c"\napi_key = "/k"', "api_tokens: is missing"),
+    ('api_tokens = "tokens"', "give an absolute path"),
+    ('metrics_listen = "https://127.0.0.1:9532"', "is not like http://127.0.0.1:9532"),
+    ("metrics_listen = 9532", "metrics_listen: give a string"),
+    ("name = []", "name: give a string"),
+    ('etcd = ""', "etcd: give a list of strings"),
 ]
 
 
@@ -164,7 +192,10 @@ def test_the_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     text = f'host = "h1.rack-2"\naddresses = ["10.0.0.11", "fd00::11"]\n{fleet("tcp://[fd00::1]:5532")}'
     write(tmp_path / "hostd.toml", f'{text}state_dir = "{state}"\n')
     assert hostd.__main__.main(["key", "--config", str(tmp_path / "hostd.toml")]) == 0
-    write(tmp_path / "d.toml", f'listen = "tcp://*:5532"\nkey_file = "{state}/d.key"\n')
+    tcp = 'api_listen = "https://[::]:5533"\napi_cert = "/c"\napi_key = "/k"\napi_tokens = "/t"\nname = "d1.x"\n'
+    etcd = 'store = "etcd"\netcd = ["https://e1:2379", "https://e2:2379/"]\netcd_ca = "/ca"\n'
+    etcd += 'advertise = "tcp://d1:5532"\n'
+    write(tmp_path / "d.toml", f'listen = "tcp://*:5532"\nkey_file = "{state}/d.key"\n{tcp}{etcd}')
     assert dispatcher.__main__.main(["key", "--config", str(tmp_path / "d.toml")]) == 0
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [40, 40]
 

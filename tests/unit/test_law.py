@@ -23,7 +23,7 @@ PURE = {
     " metrics policies hosts networksets schema traffic regions programs reading classes compare naming edits",
     "hostd": "ruleset desired forwarding state claims world absorb names compile sets walk chains host_chains calc plan"
     " metrics settle moves starting rounds agent operations sightings status judge revoke ends trial alike",
-    "dispatcher": "anchors changes interest selections segment registry fanout ownership live "
+    "dispatcher": "anchors changes interest selections segment registry fanout ownership live watchers backups "
     "claims commits inputs ledger turns metrics company rolls",
 }
 WORLD = {"socket", "subprocess", "os", "time", "zmq", "pyroute2", "libvirt", "select", "selectors", "threading"}
