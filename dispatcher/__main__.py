@@ -116,7 +116,7 @@ def _run(config: Config, given: argparse.Namespace) -> int:
         core = Core(store, time.monotonic, time.time, config.name or socket.gethostname().partition(".")[0].lower())
         loop = Loop(core, config.listen, keys, bell)
         if store.shared:
-            loop.submit(lambda core: core.company.join(config.advertised, keys.public), "slash32-dispatcher")
+            core.company.join(config.advertised, keys.public)
         api = Api(loop, config)
         try:
             api.start()

@@ -12,7 +12,7 @@ from slash32.errors import quoted
 from slash32.pack import WireError
 
 from . import rolls
-from .commits import Peer, Table
+from .commits import Failed, Peer, Table
 from .inputs import Command
 from .questions import Inquiry, Outcome
 from .rolls import Adopt, Answer, Peers, Presence, Question, Roll
@@ -24,7 +24,10 @@ log = logging.getLogger("slash32.dispatcher")
 
 SOONEST, LATEST = 0.005, 1.0  # seconds between two rolls: when something changed, and when nothing did
 ALARMS = 20  # of one host, in a roll
+SHARE = 20  # of the time, one part goes into rolls at most
 LOST = 1.0  # seconds without a store until hosts are sent to those who have it
+AGAIN = 60.0  # seconds until a host that came back, since nobody else took it, is sent to one that has the store
+KNOWN = 0.2  # seconds until the others know our key
 
 
 class Company:
@@ -34,7 +37,10 @@ class Company:
         self.away = ""  # why hosts are sent to other dispatchers; empty: they are not
         self.out: list[tuple[str, bytes]] = []  # to whom (empty: to all), what
         self._core = core
-        self._told = 0.0
+        self._told, self._pause = 0.0, SOONEST
+        self._joined: float | None = None
+        self._sent: dict[str, float] = {}  # hosts that were sent away since the store was lost, and when
+        self._puzzled = -AGAIN  # when a word that could not be used was last told of
         self._lost: float | None = None  # since when the store is out of reach
         self._asked: dict[int, tuple[Inquiry, dict[str, int]]] = {}  # by our question's number: hosts' numbers
         self._seq = 0
@@ -45,11 +51,20 @@ class Company:
         return [name for name in self._core.ledger.dispatchers if name != self._core.name]
 
     def join(self, address: str, public_key: str) -> None:
-        """Makes this dispatcher known to the others."""
-        known, mine = self._core.ledger.dispatchers.get(self._core.name), Peer(address, public_key)
-        if known is not None and known != mine:
-            log.warning("dispatcher %s: was %s before; two of one name?", self._core.name, known.address)
-        self._core.ledger.write(Table.DISPATCHER, (self._core.name,), mine)
+        """Makes this dispatcher known to the others, as soon as the store takes it."""
+        self._core.turns.add(_Joining(self, Peer(address, public_key)))
+
+    def known(self, mine: Peer) -> None:
+        """To be decided."""
+        ledger, name = self._core.ledger, self._core.name
+        before = ledger.dispatchers.get(name)
+        if before is not None and before != mine:
+            log.warning("dispatcher %s: was %s before; two of one name?", name, before.address)
+        ledger.who = f"dispatcher {name}"
+        ledger.write(Table.DISPATCHER, (name,), mine)
+
+    def joined(self) -> None:
+        self._joined = self._core.clock()
 
     # -- what the others say --------------------------------------------------------------------------------------
 
@@ -57,10 +72,13 @@ class Company:
         try:
             name, word = rolls.decode(data)
         except WireError as e:
-            log.warning("%s", e)
+            self._puzzle(str(e), now)
             return
-        if name not in self._core.ledger.dispatchers or name == self._core.name:
-            log.warning("dispatcher %s: is not known here", quoted(name, 64))
+        if name == self._core.name:
+            self._puzzle(f"dispatcher {name}: another has this name, too: give each its own in dispatcher.toml", now)
+            return
+        if name not in self._core.ledger.dispatchers:
+            self._puzzle(f"dispatcher {quoted(name, 64)}: is none of this store: restart it if it should be", now)
             return
         match word:
             case Roll():
@@ -71,6 +89,11 @@ class Company:
                 self._answer(seq, answers)
             case Adopt(hosts):
                 self._core.turns.add(Command(self._core, lambda core: core.adopt(hosts), f"dispatcher {name}"))
+
+    def _puzzle(self, line: str, now: float) -> None:
+        if now - self._puzzled >= AGAIN:
+            self._puzzled = now
+            log.warning("%s", line)
 
     def _roll(self, name: str, roll: Roll, now: float) -> None:
         core = self._core
@@ -129,18 +152,28 @@ class Company:
 
     def tick(self, now: float) -> None:
         """To be called often: says what is due, and sends hosts away where that is better for them."""
-        if not self.others:
+        others = self.others
+        if not others or self._joined is None or now - self._joined < KNOWN:
             return
-        self.peers.forget(self.others)
+        self.peers.forget(others)
         self._look(now)
-        if now - self._told >= (SOONEST if self.moved else LATEST):
+        if now - self._told >= (self._pause if self.moved else LATEST):
             self._told, self.moved = now, False
             self.out.append(("", rolls.encode(self._core.name, self._own(now))))
+            self._pause = max(SOONEST, SHARE * (self._core.clock() - now))
+
+    @property
+    def links(self) -> Mapping[str, Peer]:
+        """Whom to be connected with."""
+        joined = self._joined is not None and self._core.clock() - self._joined >= KNOWN
+        return {name: self._core.ledger.dispatchers[name] for name in self.others} if joined else {}
 
     @property
     def deadline(self) -> float:
         """When `tick` is needed next."""
-        return self._told + (SOONEST if self.moved else LATEST) if self.others else float("inf")
+        if not self.others or self._joined is None:
+            return float("inf")
+        return max(self._joined + KNOWN, self._told + (self._pause if self.moved else LATEST))
 
     def presences(self, now: float) -> dict[str, tuple[str, Presence]]:
         """Every host that is connected to some dispatcher, and to which."""
@@ -173,6 +206,7 @@ class Company:
         then it is us who are cut off. Where nobody has it, they stay."""
         if not self._core.store.trouble:
             self._lost, self.away = None, ""
+            self._sent.clear()
             return
         self._lost = now if self._lost is None else self._lost
         fresh = [roll.healthy for _, roll in self.peers.fresh(now)]
@@ -181,4 +215,34 @@ class Company:
             return
         self.away = wire.AWAY + "this one has lost its store"
         for host in list(self._core.connected):
-            self._core.drop(host, "is sent to another dispatcher: the store is lost", self.away)
+            if self.sends_away(host, now):
+                self._core.drop(host, "is sent to another dispatcher: the store is lost", self.away)
+
+    def sends_away(self, host: str, now: float) -> bool:
+        """A host that comes back has found nobody else: it stays, until it is worth another attempt."""
+        if not self.away:
+            return False
+        sent = self._sent.get(host)
+        healthy = any(roll.healthy for _, roll in self.peers.fresh(now))
+        if sent is None or (healthy and now - sent >= AGAIN):
+            self._sent[host] = now
+            return True
+        return False
+
+
+class _Joining:
+    """See inputs.Said: whatever happens to the store, it stays wanted."""
+
+    patient = True
+
+    def __init__(self, company: Company, peer: Peer) -> None:
+        self._company, self._peer = company, peer
+
+    def decide(self) -> None:
+        self._company.known(self._peer)
+
+    def landed(self) -> None:
+        self._company.joined()
+
+    def failed(self, why: Failed) -> None:
+        raise AssertionError("it is patient")

@@ -171,7 +171,8 @@ class Core:
 
     def _hello(self, identity: bytes, user: str, hello: Hello) -> None:
         session = self.sessions.get(identity)
-        if self.company.away:
+        who = user.partition(" ")[0] if session is None else session.host
+        if self.company.sends_away(who, self.clock()):
             self._out.append((identity, wire.encode_to_host(wire.Refused(self.company.away))))
             return
         name, _, key = user.partition(" ") if session is None else (session.host, "", session.key)
@@ -343,7 +344,10 @@ class Core:
         return out
 
     def _may_open(self, session: Session) -> bool:
-        return not session.behind and (session.reported or (session.asked > 0 and bool(self.turns.failing)))
+        return not session.behind and (session.reported or (session.asked > 0 and self._store_fails()))
+
+    def _store_fails(self) -> bool:
+        return bool(self.turns.failing or self.store.trouble)
 
     def _publish(self, commit: Commit, begun: float, foreign: bool) -> None:
         self._dismiss(commit)

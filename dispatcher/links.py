@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import zmq
@@ -21,18 +22,28 @@ _OPTIONS = (
 )  # fmt: skip
 
 
+AGAIN = 1.0  # seconds until a connection that takes nothing is made anew: one that was refused is never tried again
+
+
+@dataclass(slots=True)
+class _Link:
+    peer: Peer
+    socket: zmq.Socket[bytes]
+    took: float  # when it was made, or has last taken something
+
+
 class Links:
     def __init__(self, context: Context, keys: KeyPair) -> None:
         self._context, self._keys = context, keys
-        self._open: dict[str, tuple[Peer, zmq.Socket[bytes]]] = {}
+        self._open: dict[str, _Link] = {}
 
-    def follow(self, peers: Mapping[str, Peer]) -> None:
+    def follow(self, peers: Mapping[str, Peer], now: float) -> None:
         """These are the others."""
-        for name in [name for name, (peer, _) in self._open.items() if peers.get(name) != peer]:
-            self._open.pop(name)[1].close(0)
+        for name in [name for name, link in self._open.items() if peers.get(name) != link.peer]:
+            self._open.pop(name).socket.close(0)
         for name, peer in peers.items():
             if name not in self._open:
-                self._open[name] = peer, self._connect(peer)
+                self._open[name] = _Link(peer, self._connect(peer), now)
 
     def _connect(self, peer: Peer) -> zmq.Socket[bytes]:
         s = self._context.socket(zmq.DEALER)
@@ -43,19 +54,20 @@ class Links:
         s.connect(peer.address)
         return s
 
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def say(self, word: bytes, to: str = "") -> bool:
-        """To one, or to all. False: it could not be sent to everybody."""
-        sent = True
-        for name, (_, s) in self._open.items():
-            if to in ("", name):
-                try:
-                    s.send(word, zmq.NOBLOCK)
-                except zmq.Again:
-                    sent = False
-        return sent
+    def say(self, word: bytes, now: float, to: str = "") -> None:
+        """To one, or to all. What one does not take is lost."""
+        for name, link in self._open.items():
+            if to not in ("", name):
+                continue
+            try:
+                link.socket.send(word, zmq.NOBLOCK)
+                link.took = now
+            except zmq.Again:
+                if now - link.took >= AGAIN:
+                    link.socket.close(0)
+                    link.socket, link.took = self._connect(link.peer), now
 
     def close(self) -> None:
-        self.follow({})
+        for link in self._open.values():
+            link.socket.close(0)
+        self._open.clear()

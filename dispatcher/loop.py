@@ -279,13 +279,12 @@ class Loop:
             command.finish()
 
     def _tell_others(self, now: float) -> None:
-        company, ledger = self.core.company, self.core.ledger
+        company = self.core.company
         company.tick(now)
-        if company.others or len(self._links):
-            self._links.follow({name: ledger.dispatchers[name] for name in company.others})
+        self._links.follow(company.links, now)
         said, company.out = company.out, []
         for to, word in said:
-            self._links.say(word, to)
+            self._links.say(word, now, to)
 
     def _worth_telling(self, revision: int) -> bool:
         """It is on every host, or no revision at all."""

@@ -102,6 +102,7 @@ def _presence(row: Any) -> Presence:
 class _Heard:
     roll: Roll
     at: float
+    since: dict[str, float]  # when each host was first heard of there, without a break
 
 
 @dataclass(slots=True)
@@ -113,7 +114,8 @@ class Peers:
     def take(self, name: str, roll: Roll, now: float) -> tuple[list[str], list[tuple[str, int, int]]]:
         """Hosts that have newly connected there, and those that have got further: host, from, to."""
         before = self.heard.get(name)
-        self.heard[name] = _Heard(roll, now)
+        since = before.since if before is not None else {}
+        self.heard[name] = _Heard(roll, now, {host: since.get(host, now) for host in roll.hosts})
         known: Mapping[str, Presence] = before.roll.hosts if before is not None else {}
         came = [host for host in roll.hosts if host not in known]
         further = [
@@ -134,12 +136,19 @@ class Peers:
                 yield name, heard.roll
 
     def presence(self, host: str, now: float) -> tuple[str, Presence] | None:
-        """Where it is connected, if not here."""
-        for name, roll in self.fresh(now):
-            if host in roll.hosts:
-                return name, roll.hosts[host]
-        return None
+        """Where it is connected, if not here. Where two say so, it is the one it came to last."""
+        at = [name for name, roll in self.fresh(now) if host in roll.hosts]
+        if not at:
+            return None
+        name = max(at, key=lambda name: self.heard[name].since[host])
+        return name, self.heard[name].roll.hosts[host]
 
     def others(self, now: float) -> dict[str, tuple[str, Presence]]:
         """All hosts that are connected elsewhere."""
-        return {host: (name, there) for name, roll in self.fresh(now) for host, there in roll.hosts.items()}
+        found: dict[str, tuple[str, Presence]] = {}
+        for name, roll in self.fresh(now):
+            since = self.heard[name].since
+            for host, there in roll.hosts.items():
+                if host not in found or since[host] > self.heard[found[host][0]].since[host]:
+                    found[host] = name, there
+        return found

@@ -43,7 +43,7 @@ class Turns:
         self._batch: list[tuple[Input, bool]] = []  # decided and proposed, and whether they wrote something
         self._begun = 0.0
         self._not_before = 0.0  # the store failed: until then nobody patient is decided
-        self._heads: list[Callable[[], None]] = []
+        self._heads: deque[Callable[[], None]] = deque()
 
     def add(self, given: Input) -> None:
         self._waiting[not given.patient].append(given)
@@ -54,8 +54,7 @@ class Turns:
     def ask_head(self, then: Callable[[], None]) -> None:
         """Calls it when everything that is committed now has been followed."""
         self._heads.append(then)
-        if len(self._heads) == 1:
-            self.store.ask_head()
+        self.store.ask_head()
 
     @property
     def deadline(self) -> float:
@@ -130,9 +129,7 @@ class Turns:
                 case Failed():
                     self._fail(outcome)
                 case Head():
-                    heads, self._heads = self._heads, []
-                    for then in heads:
-                        then()
+                    self._heads.popleft()()  # each question has its own answer: what was asked later knows more
 
     def _undo(self) -> None:
         """Another was faster: what was decided is decided again, first."""
