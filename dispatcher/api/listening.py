@@ -11,6 +11,7 @@ import os
 import pwd
 import socket
 import ssl
+import stat
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def unix_socket(path: Path, group: str) -> socket.socket:
     try:
         number = grp.getgrnam(group).gr_gid if group else -1
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # the store's lock says that no other dispatcher serves it
+        _make_room(path)
         s.bind(str(path))
         path.chmod(0o600)
         if group:
@@ -102,6 +103,9 @@ def unix_socket(path: Path, group: str) -> socket.socket:
     except KeyError:
         s.close()
         raise ApiError(f"socket_group: there is no group {group} here: groupadd --system {group}") from None
+    except ApiError:
+        s.close()
+        raise
     except PermissionError as e:
         s.close()
         hint = f", in group {group}: is the daemon's user in it?" if group else ""
@@ -111,6 +115,21 @@ def unix_socket(path: Path, group: str) -> socket.socket:
         raise ApiError(f"{path}: cannot serve the API there ({e.strerror or e})") from None
     s.setblocking(False)
     return s
+
+
+def _make_room(path: Path) -> None:
+    """What a dispatcher that is gone has left. Raises ApiError, OSError."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ApiError(f"{path}: is there and is not a socket; remove it, or give another path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as s:
+        s.setblocking(False)
+        with contextlib.suppress(ConnectionRefusedError):
+            s.connect(str(path))
+            raise ApiError(f"{path}: another dispatcher serves the API there; give this one another socket")
+    path.unlink(missing_ok=True)
 
 
 def tcp_sockets(key: str, url: str) -> list[socket.socket]:

@@ -62,7 +62,8 @@ class Api:
             log.warning("a client of the API is still connected: cut off")
         self._asyncio.call_soon_threadsafe(self._asyncio.stop)
         self._thread.join(3)
-        self._config.socket.unlink(missing_ok=True)
+        if self._doors:
+            self._config.socket.unlink(missing_ok=True)
 
     async def _serve(self) -> None:
         config, sockets = self._config, list[socket.socket]()

@@ -21,7 +21,7 @@ import pytest
 from api_rig import Served, Watch, certificate, pieces
 from dispatcher_rig import Dispatcher, FakeHost, Rack, document, guest, until
 
-from dispatcher.api import gate
+from dispatcher.api import gate, listening
 from dispatcher.api.openapi import DOCUMENT
 from dispatcher.api.routes import Routes
 from slash32.keys import load_or_create_key
@@ -251,11 +251,43 @@ def test_the_socket_is_its_group_s(fresh: Dispatcher) -> None:
 def test_a_group_that_is_not_there(fresh: Dispatcher) -> None:
     with fresh.config.open("a") as config:
         config.write('socket_group = "no-such-group"\n')
-    done = fresh.run("run")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("slash32-dispatcher:")]
-    assert done.returncode == 1 and len(lines) == 1
-    assert "socket_group: there is no group no-such-group here" in lines[0]
+    assert "socket_group: there is no group no-such-group here" in complaint(fresh)
     assert not fresh.socket.exists()
+
+
+def complaint(dispatcher: Dispatcher) -> str:
+    """Of one that does not start."""
+    done = dispatcher.run("run")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("slash32-dispatcher:")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return line
+
+
+def test_a_socket_that_is_somebody_s(fresh: Dispatcher, tmp_path: Path) -> None:
+    fresh.socket.write_text("precious")
+    assert "is not a socket" in complaint(fresh)
+    assert fresh.socket.read_text() == "precious"
+    fresh.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(fresh.socket))
+        other.listen()
+        assert "another dispatcher serves the API there" in complaint(fresh)
+        assert fresh.socket.exists()
+    fresh.start()  # the control: what one that is gone has left
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8::1", "2001:db8::2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "192.0.2.1", True),
+    ],
+)
+def test_whose_connections_are_counted_together(one: str, other: str, same: bool) -> None:
+    a, b = (listening._counted(gate.Peer(address=each)) for each in (one, other))
+    assert (a == b) is same
 
 
 def test_the_audit_log_knows_who(served: Served) -> None:
@@ -426,10 +458,7 @@ def test_it_does_not_start_half(setting: str, piece: str, tmp_path: Path) -> Non
             wrong = {"api_listen": "https://192.0.2.1:5533", "metrics_listen": "http://192.0.2.1:5533"}
             instead = f'{setting} = "{wrong.get(setting, tmp_path / "none")}"'
             served.config.write_text(re.sub(rf"{setting} = .*", instead, text))
-    done = served.run("run")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("slash32-dispatcher:")]
-    assert done.returncode == 1 and len(lines) == 1 and piece in lines[0], done.stderr
-    assert "Traceback" not in done.stderr and not served.socket.exists()
+    assert piece in complaint(served) and not served.socket.exists()
 
 
 # --- watching --------------------------------------------------------------------------------------------------------
