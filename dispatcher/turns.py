@@ -10,7 +10,6 @@ from .commits import Commit, Failed, Foreign, Head, Landed, Outcome, Replaced, S
 from .ledger import Ledger
 
 AT_ONCE = 2000  # inputs that one commit takes together
-TOLD = 30.0  # seconds that a failure is told where nothing waits for the store
 PATIENCE = 1.0  # seconds until hosts' inputs are tried again with a store that failed
 
 
@@ -44,6 +43,7 @@ class Turns:
         self._begun = 0.0
         self._not_before = 0.0  # the store failed: until then nobody patient is decided
         self._heads: deque[Callable[[], None]] = deque()
+        self._looking = False  # whether the store takes commits again
 
     def add(self, given: Input) -> None:
         self._waiting[not given.patient].append(given)
@@ -59,7 +59,8 @@ class Turns:
     @property
     def deadline(self) -> float:
         """When `turn` has something to do by itself."""
-        return self._not_before if self._waiting[0] and not self._batch else float("inf")
+        ready = self._waiting[0] and not self._batch and not self.store.trouble
+        return self._not_before if ready else float("inf")
 
     def turn(self) -> None:
         """Follows the store, then decides what waits."""
@@ -69,8 +70,14 @@ class Turns:
             self._follow(self.store.take())
 
     def look_again(self) -> None:
-        """A failure that nobody tries again is not told for ever: the next proposal will say."""
-        if self.failing and not self.waiting() and self.clock() >= self._not_before + TOLD:
+        """A failure that nobody tries again is not told for ever, nor forgotten before the store is well."""
+        if self.failing and not self.waiting() and not self._looking and self.clock() >= self._not_before:
+            self._looking, failures = True, self.failures
+            self.ask_head(lambda: self._looked(failures))
+
+    def _looked(self, failures: int) -> None:
+        self._looking = False
+        if self.failures == failures:
             self.failing = ""
 
     def cancel(self, reason: str) -> None:

@@ -117,10 +117,128 @@ def test_a_file_that_was_taken_away_takes_no_commits(tmp_path: Path) -> None:
     commit(store, 1)
     (tmp_path / "d.db").rename(tmp_path / "elsewhere.db")
     assert "No such file" in refusal(store, 2)
-    Disk(tmp_path / "d.db").close()
+    assert "the database is gone, but its d.db-wal is there" in line(tmp_path / "d.db")
+    Disk(tmp_path / "x.db").close()
+    (tmp_path / "x.db").rename(tmp_path / "d.db")
     assert "replaced by another file" in refusal(store, 2)
     (tmp_path / "elsewhere.db").rename(tmp_path / "d.db")
     commit(store, 2)
+
+
+def test_a_log_that_was_taken_away_takes_no_commits(tmp_path: Path) -> None:
+    store = Disk(tmp_path / "d.db")
+    commit(store, 1)
+    (tmp_path / "d.db-wal").unlink()
+    assert "d.db-wal: No such file" in refusal(store, 2)
+    store.close()
+    assert Disk(tmp_path / "d.db").load().revision == 1
+
+
+def _scribble(path: Path, at: int, what: bytes = b"\xa5" * 64) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(what)
+
+
+def test_what_others_write_while_it_runs_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "d.db"
+    store = Disk(path)
+    saved = store.load()
+    commit(store, 1)
+    os.utime(path)
+    commit(store, 2)  # the control: touched, and whole
+    store._inspected = -1000.0
+    os.truncate(path, 0)
+    for revision in (3, 4):
+        assert "truncated by another program" in refusal(store, revision)
+    assert store.trouble and store.load().epoch == saved.epoch
+    store.close()
+
+
+def test_a_scribbled_database_is_noticed_while_it_runs(tmp_path: Path) -> None:
+    path = tmp_path / "d.db"
+    store = Disk(path)
+    commit(store, 1)
+    store._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+    store._marks = store._look()
+    _scribble(path, path.read_bytes().index(b"burnt"), b"BURNT")
+    assert "not those that were written" in refusal(store, 2)
+    store.close()
+    with pytest.raises(StoreError, match="not those that were written"):
+        Disk(path).load()
+
+
+def _killed(tmp_path: Path, commits: int) -> Path:
+    """What a process that ended without a word leaves."""
+    store = Disk(tmp_path / "d.db")
+    for revision in range(1, commits + 1):
+        commit(store, revision, (Write(Table.HOST, (f"h{revision}",), HostState(fenced=f"why {revision}")),))
+    (tmp_path / "left").mkdir()
+    for name in ("d.db", "d.db-wal"):
+        (tmp_path / "left" / name).write_bytes((tmp_path / name).read_bytes())
+    store.close()
+    return tmp_path / "left" / "d.db"
+
+
+@pytest.mark.parametrize(("at", "said"), [(5, "damaged header"), (60, "commits follow"), (-9000, "commits follow")])
+def test_a_log_that_is_damaged_is_not_cut_short(tmp_path: Path, at: int, said: str) -> None:
+    path = _killed(tmp_path, 20)
+    log = path.with_name("d.db-wal")
+    whole = path.read_bytes(), log.read_bytes()
+    _scribble(log, at % len(whole[1]))
+    for _ in range(2):  # it is still there to be looked at
+        assert said in line(path)
+    path.write_bytes(whole[0])
+    log.write_bytes(whole[1])
+    assert Disk(path).load().revision == 20
+
+
+def test_a_commit_that_was_not_finished_is_not_damage(tmp_path: Path) -> None:
+    path = _killed(tmp_path, 20)
+    log = path.with_name("d.db-wal")
+    os.truncate(log, log.stat().st_size - 100)
+    assert Disk(path).load().revision == 19
+
+
+def test_a_log_beside_an_older_copy(tmp_path: Path) -> None:
+    """SQLite takes it, and has pages of two times then."""
+    path, log = tmp_path / "d.db", tmp_path / "d.db-wal"
+    store, copies = Disk(path), list[bytes]()
+    names = [f"h{n}" for n in range(400)]
+    for revision in range(1, 4):
+        what = names if revision == 1 else names[revision * 100 : revision * 100 + 20]
+        writes = (Write(Table.HOST, (name,), HostState(fenced=f"{revision}" * 100)) for name in what)
+        commit(store, revision, tuple(writes))
+        if revision < 3:
+            store._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+            store._marks = store._look()
+            copies.append(path.read_bytes())
+    assert len(copies[0]) == len(copies[1])
+    left = log.read_bytes()
+    store.close()
+    for copy, whole in zip(copies, (False, True), strict=True):
+        path.write_bytes(copy)
+        log.write_bytes(left)
+        store = Disk(path)
+        if whole:  # the control: the one it belongs to
+            assert store.load().revision == 3
+        else:
+            with pytest.raises(StoreError, match="not those that were written"):
+                store.load()
+        store.close()
+
+
+def test_a_failure_passes_when_it_is_looked_at_again(tmp_path: Path) -> None:
+    store = Disk(tmp_path / "d.db")
+    store._db.execute("pragma query_only = on")
+    assert "readonly" in refusal(store, 1)
+    store.ask_head()
+    failed, head = store.take()
+    assert isinstance(failed, Failed) and head == Head(0)
+    store._db.execute("pragma query_only = off")
+    store.ask_head()
+    assert store.take() == [Head(0)]
+    commit(store, 1)
 
 
 def test_a_whole_content_moves(tmp_path: Path) -> None:

@@ -209,16 +209,29 @@ def test_a_store_that_fails_refuses_operators_and_keeps_hosts_waiting(rig: Rig) 
     assert not rig.core.turns.failing
 
 
-def test_a_failure_is_not_told_for_ever(rig: Rig) -> None:
+def test_a_failure_is_told_until_the_store_is_well(rig: Rig) -> None:
     rig.do(lambda core: operators.apply(core, [POLICY], False))
     rig.log.fail("disk full")
     rig.flush()
-    rig.now += 20
-    rig.core.sweep()
-    assert rig.core.turns.failing == "disk full"
-    rig.now += 20
-    rig.core.sweep()
-    assert not rig.core.turns.failing
+    for word in (Failed("still full"), None):
+        rig.now += 40
+        asked = rig.log.asked
+        rig.core.sweep()
+        rig.core.sweep()
+        assert rig.log.asked == asked + 1 and rig.core.turns.failing
+        rig.log.outcomes += [word] if word else []
+        rig.log.outcomes.append(Head(0))
+        rig.flush()
+        assert rig.core.turns.failing == (word.reason if word else "")
+
+
+def test_who_waits_for_a_store_without_contact_costs_nothing(rig: Rig) -> None:
+    rig.log.trouble = "no quorum"
+    rig.connect("h1", guest(1))
+    rig.flush()
+    assert rig.core.turns.waiting() and rig.core.turns.deadline == float("inf")
+    rig.log.trouble = ""  # the control
+    assert rig.core.turns.deadline <= rig.now
 
 
 def test_trouble_is_known_before_anything_is_tried(rig: Rig) -> None:
