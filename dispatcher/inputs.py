@@ -1,6 +1,7 @@
 # Owns: the two kinds of inputs that are decided in turns: what a host said, and what an operator commands. Pure.
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from .ledger import of_host
 
 if TYPE_CHECKING:
     from .core import Core, Session
+
+
+log = logging.getLogger("slash32.dispatcher")
 
 
 class Refused(Exception):
@@ -83,6 +87,10 @@ class Command:
         except Refused as e:
             ledger.undo(mark)
             self._error = e
+        except Exception:  # a mistake of ours in what one operator asked is no reason to leave all hosts alone
+            log.exception("a command failed")
+            ledger.undo(mark)
+            self._error = Refused(500, "a fault in slash32-dispatcher; its journal has it, and nothing was changed")
 
     def landed(self) -> None:
         for effect in self._effects if self._error is None else ():

@@ -10,7 +10,7 @@ import pytest
 import zmq
 from dispatcher_rig import Rack, document, guest, until
 
-from dispatcher import claims, operators
+from dispatcher import claims, fleet, operators
 from dispatcher import core as cores
 from dispatcher.core import Core
 from dispatcher.disk import Disk
@@ -118,10 +118,10 @@ def test_a_host_hides_no_other_hosts_alarms(core: Core, monkeypatch: pytest.Monk
     _ask(core, 1, guest(1), guest(2))
     _ask(core, 2, *(guest(n, "web", "10.65.0.1") for n in range(10, 30)))
     _ask(core, 1, guest(1), guest(2), guest(3, "web", "127.0.0.1"))
-    alarms = operators.status(core)["alarms"]
+    alarms = fleet.status(core)["alarms"]
     assert [alarm["host"] for alarm in alarms] == ["h1", "h2", "h2", "h2"]
     _ask(core, 2)
-    assert [alarm["host"] for alarm in operators.status(core)["alarms"]] == ["h1"]
+    assert [alarm["host"] for alarm in fleet.status(core)["alarms"]] == ["h1"]
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,17 @@ def test_who_waits_for_a_store_without_contact_costs_nothing(rig: Rig) -> None:
     assert rig.core.turns.deadline <= rig.now
 
 
+def test_a_fault_of_ours_harms_one_command(rig: Rig) -> None:
+    def broken(core: Core) -> None:
+        operators.apply(core, [POLICY], False)
+        raise ZeroDivisionError
+
+    asked, other = rig.do(broken), rig.do(lambda core: operators.apply(core, [POLICY], True))
+    with pytest.raises(Refused, match="its journal has it, and nothing was changed"):
+        asked.future.result(0)
+    assert rig.policies().future.result(0) == {"items": []} and other.future.result(0)["changes"]
+
+
 def test_trouble_is_known_before_anything_is_tried(rig: Rig) -> None:
     rig.log.trouble = "no quorum"
     asked = rig.do(lambda core: operators.apply(core, [POLICY], False))
