@@ -48,6 +48,7 @@ class Session:
     asked: int = 0  # inputs of its that wait to be decided
     answers: list[Frames] = field(default_factory=list)
     failures: tuple[Failure, ...] = ()
+    fenced: bool = False  # what it claims is refused
 
 
 class Left(NamedTuple):
@@ -193,6 +194,7 @@ class Core:
         if before is not None and before.identity != identity:
             self._warn(name, "a new connection replaces the old one")
         fresh = Session(name, key, identity, hello, self.clock())
+        fresh.fenced = bool(self.ledger.host(name).fenced)
         fresh.reported = before is not None and before.identity == identity and before.reported
         self.sessions[identity] = self.connected[name] = fresh
         self.fanout.publishers[name].close()
@@ -382,13 +384,17 @@ class Core:
             del self.claims.alarms[name]
 
     def _check(self, session: Session) -> None:
-        name, next_key = session.host, self.ledger.host(session.host).next_key
+        name, state = session.host, self.ledger.host(session.host)
+        next_key, lifted = state.next_key, session.fenced and not state.fenced
+        session.fenced = bool(state.fenced)
         if name not in self.registry.hosts:
             self.drop(name, "was deleted", f"host {name} was deleted by an operator")
         elif self.ledger.keys.get(session.key) != name:
             self.drop(name, "its key was changed", "this host's key was changed by an operator")
         elif next_key and session.key != next_key:
             self.drop(name, "is to use its next key", "this host's next key is known now: it is to connect with it")
+        elif lifted:
+            self.drop(name, "its claims are asked for again")
 
     def _open(self, host: str, adopt: bool) -> None:
         session = self.connected[host]

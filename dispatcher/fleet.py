@@ -183,7 +183,6 @@ def unfence(core: Core, name: str) -> Json:
         raise Refused(409, f"Host {name}: is not fenced")
     core.ledger.set_host(name, core.ledger.host(name)._replace(fenced=""))
     core.ledger.note(core.wall(), f"Host {name}", "unfenced")
-    core.afterwards.append(lambda: core.drop(name, "its claims are asked for again"))
     return {"revision": core.revision + 1}
 
 
