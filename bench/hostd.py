@@ -24,6 +24,7 @@ from bench.rig import NOBODY, Host, Recording, raw_sockets, world
 from hostd.dataplane.host import boot_id
 from hostd.journal import Journal
 from hostd.memory import Memory
+from hostd.report import bring_up_to_date
 from hostd.world import World
 from slash32.pack import MASK, Kind, digest_of
 from slash32.sync import Applied
@@ -124,10 +125,11 @@ class Site:
                 pass
 
     def status(self) -> dict[str, Any]:
-        """The running daemon's first word."""
+        """The running daemon's word of now."""
         assert self.daemon is not None
         deadline = time.monotonic() + PATIENCE
         while True:
+            bring_up_to_date(self.run / "hook.sock")
             with contextlib.suppress(FileNotFoundError):
                 found: dict[str, Any] = json.loads((self.run / "hostd.status").read_text())
                 if found["pid"] == self.daemon.pid:

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 
 from slash32.model import Endpoint, EndpointKey
 
-from .state import Local, Locals, Phase
+from .state import ELSEWHERE, Local, Locals
 
 RETRY = 2.0  # seconds until a refused claim is made again: its address may have become free
 GRACE = 5.0  # seconds a re-tagged endpoint keeps its old rights while the answer is awaited
-
-
-_ELSEWHERE = (Phase.INCOMING, Phase.KEPT)  # not, or not any more, this host's to claim
 
 
 @dataclass(slots=True)
@@ -30,11 +27,13 @@ class Claims:
     _refused: dict[EndpointKey, tuple[Endpoint, float]] = field(default_factory=dict)
 
     def due(self, now: float) -> list[Endpoint]:
+        if not self.locals.unclaimed:
+            return []
         pending = {key: endpoint for asked in self._asked.values() for key, endpoint in asked.endpoints.items()}
         found = []
-        for local in self.locals:
-            endpoint = local.endpoint
-            if local.phase in _ELSEWHERE or local.accepted == endpoint or pending.get(endpoint.key) == endpoint:
+        for key in self.locals.unclaimed:
+            endpoint = self.locals.by_key[key].endpoint
+            if pending.get(key) == endpoint:
                 continue
             said, when = self._refused.get(endpoint.key, (None, 0.0))
             if said != endpoint or now - when >= RETRY:
@@ -76,4 +75,4 @@ class Claims:
 
 def reportable(locals_: Iterable[Local]) -> list[Endpoint]:
     """What this host claims as its own; an incoming guest is still its source's."""
-    return [local.endpoint for local in locals_ if local.phase not in _ELSEWHERE]
+    return [local.endpoint for local in locals_ if local.phase not in ELSEWHERE]

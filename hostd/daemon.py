@@ -51,6 +51,7 @@ AUDIT = 60.0  # seconds between looks at what sends no notification
 POLL = 0.25  # seconds between looks at a packet filter that sends none
 MAX_TOLD = 100  # lines about dispatchers that are not there
 COUNT = 5.0  # seconds between looks at what staged policies have counted
+WRITE = 5.0  # seconds between two status files that nobody asked for: with hundreds of guests one takes milliseconds
 
 
 class Daemon:
@@ -91,7 +92,7 @@ class Daemon:
         self.ear.scan_took = self.measured.scanned
         self.scrape = Scrape(listening(config.metrics_listen), self._page) if config.metrics_listen else None
         self._selector = selectors.DefaultSelector()
-        self._audited = self._retried = self._counted = self._polled = time.monotonic()
+        self._audited = self._retried = self._counted = self._polled = self._wrote = self._ticked = time.monotonic()
         self._pause = POLL if self.machine.packet_filter == IPTABLES else TICK
         self._said: tuple[object, ...] = ()
         self._told: set[str] = set()  # about dispatchers, since one was followed
@@ -123,6 +124,7 @@ class Daemon:
         try:
             while self._running:
                 self._turn()
+            self._write_status()
         finally:
             notify("STOPPING=1")
             self._close()
@@ -154,8 +156,9 @@ class Daemon:
                     self._asked(request, now)
             else:
                 key.data(now)
-        if self.feed is not None:
-            self._dispatched(self.feed.tick(now), now)
+        if feed is not None and (now - self._ticked >= TICK or not feed.patience(now)):
+            self._ticked = now
+            self._dispatched(feed.tick(now), now)
         self.agent.tick(now)
         self.agent.settle()
         if now - self._polled >= POLL:
@@ -187,7 +190,8 @@ class Daemon:
             self.scrape.tick(now)
         if now - self._counted >= COUNT:
             self._count_staged(now)
-        self._write_status()
+        if now - self._wrote >= WRITE:
+            self._write_status()
         if now - self._audited >= AUDIT:
             self._audited = now
             self.agent.dirty.merge(self.settler.audit())
@@ -241,6 +245,8 @@ class Daemon:
     def _allow_pruning(self) -> None:
         """Who remembers nothing may delete only when everything is known: all drivers scanned, the dispatcher heard.
         Else guests that run would be cut off until their claims are answered."""
+        if self.settler.limits.prune and self.settler.limits.scanned and self.agent.knows:
+            return  # it stays so
         if self.ear.complete:
             self.settler.limits = self.settler.limits._replace(scanned=True)
             self.agent.everything_seen(time.monotonic())
@@ -361,6 +367,7 @@ class Daemon:
         return None
 
     def _write_status(self) -> None:
+        self._wrote = time.monotonic()
         staged = self.staged.report()
         now = status.signature(self.agent, self.memory.trouble, staged)
         if now != self._said:

@@ -15,6 +15,7 @@ from slash32.keys import KeyPair
 if TYPE_CHECKING:
     Context = zmq.Context[zmq.Socket[bytes]]
 
+_EVENTS, _IN, _NOW, _MORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.RCVMORE)
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3); zmq.utils.monitor would bring asyncio and ssl along: 8 MiB
 
 
@@ -79,26 +80,33 @@ class Dealer:
 
     @property
     def readable(self) -> bool:
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+        return bool(self._socket.getsockopt(_EVENTS) & _IN)  # type: ignore[operator]
 
     def send(self, frame: bytes) -> bool:
         """False: the connection takes nothing now. Afterwards look whether it is `readable`: a descriptor's edge may
         be gone."""
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(frame, _NOW)
         except zmq.Again:
             return False
         return True
 
     def receive(self) -> list[bytes] | None:
+        """What has come. It looks first: that costs a third of the exception that says nothing has."""
+        s = self._socket
+        if not s.getsockopt(_EVENTS) & _IN:  # type: ignore[operator]
+            return None
         try:
-            return self._socket.recv_multipart(zmq.NOBLOCK)
+            found = [s.recv(_NOW)]
+            while s.getsockopt(_MORE):
+                found.append(s.recv(_NOW))
         except zmq.Again:
             return None
+        return found
 
     def turn(self) -> Turn | None:
         """The next thing that became of it."""
-        if not self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        if not self._monitor.getsockopt(_EVENTS) & _IN:  # type: ignore[operator]
             return None
         event, _ = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
         turn = Turn(event)

@@ -3,7 +3,6 @@
 # monotonic seconds.
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import select
@@ -39,6 +38,7 @@ class Line:
         self._leaving = ""
         self._troubles: dict[Place, str] = {}  # since a dispatcher accepted us
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._woken = False
         self._poll = select.epoll()
         self._poll.register(self._wake, select.EPOLLIN)
 
@@ -85,10 +85,13 @@ class Line:
         return None if self._dealer is None or self._leaving else self._dealer.receive()
 
     def wake(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        if not self._woken:
+            self._woken = True
+            os.eventfd_write(self._wake, 1)
 
     def awake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # another descriptor it was
+        if self._woken:  # else another descriptor it was
+            self._woken = False
             os.eventfd_read(self._wake)
 
     def accepted(self, now: float) -> None:

@@ -23,7 +23,7 @@ SEE = "see systemctl status slash32-hostd"
 def show(folder: Path, output: str) -> int:
     """1 where there is no daemon, or where something is wrong with what it reports."""
     try:
-        state = _ask(folder / "hook.sock")
+        state = bring_up_to_date(folder / "hook.sock")
         said: dict[str, Any] = json.loads((folder / "hostd.status").read_text())
     except FileNotFoundError:
         return _nothing(f"no status: the daemon has not run since this host was booted; {SEE}")
@@ -49,7 +49,7 @@ def _nothing(why: str) -> int:
     return 1
 
 
-def _ask(path: Path) -> str:
+def bring_up_to_date(path: Path) -> str:
     """The daemon brings its file up to date before it answers; one of STATES."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from slash32.model import Endpoint, EndpointKey
@@ -17,6 +17,9 @@ class Phase(enum.Enum):
     ARRIVED = "arrived"  # it runs here since a moment ago: claimed, and filtered as before until that is answered
     LIVE = "live"
     KEPT = "kept"  # it ended while no dispatcher could be told: what it was granted is still its own
+
+
+ELSEWHERE = (Phase.INCOMING, Phase.KEPT)  # not, or not any more, this host's to claim
 
 
 class Carrier(NamedTuple):
@@ -47,12 +50,21 @@ class Local:
             return self.endpoint
         return self.accepted if self.phase is Phase.LIVE else None
 
+    @property
+    def is_unclaimed(self) -> bool:
+        """To be asked of the dispatcher, as it is now."""
+        return self.phase not in ELSEWHERE and self.accepted != self.endpoint
+
 
 @dataclass(slots=True)
 class Locals:
     """All endpoints of this host, by key."""
 
     by_key: dict[EndpointKey, Local]
+    unclaimed: dict[EndpointKey, None] = field(init=False, repr=False, compare=False)  # this host's, and not granted
+
+    def __post_init__(self) -> None:
+        self.unclaimed = {key: None for key, local in self.by_key.items() if local.is_unclaimed}
 
     def __iter__(self) -> Iterator[Local]:
         return iter(self.by_key.values())
@@ -64,9 +76,15 @@ class Locals:
         return [local for local in self if local.endpoint.key.uuid == uuid]
 
     def put(self, local: Local) -> None:
-        self.by_key[local.endpoint.key] = local
+        key = local.endpoint.key
+        self.by_key[key] = local
+        if local.is_unclaimed:
+            self.unclaimed[key] = None
+        else:
+            self.unclaimed.pop(key, None)
 
     def remove(self, key: EndpointKey) -> Local | None:
+        self.unclaimed.pop(key, None)
         return self.by_key.pop(key, None)
 
     def conflict(self, endpoint: Endpoint) -> str | None:

@@ -18,6 +18,7 @@ from bench import rig
 from hostd.dataplane.host import boot_id
 from hostd.journal import Journal
 from hostd.memory import Memory
+from hostd.report import bring_up_to_date
 from hostd.world import World
 from slash32.sync import Replica
 
@@ -97,6 +98,8 @@ class RealHost:
             self.process = None
 
     def status(self) -> dict[str, Any]:
+        """Of now, if the daemon answers."""
+        bring_up_to_date(self.run_dir / "hook.sock")
         try:
             found: dict[str, Any] = json.loads((self.run_dir / "hostd.status").read_text())
         except FileNotFoundError:

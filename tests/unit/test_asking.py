@@ -157,3 +157,19 @@ def test_conflicts_on_one_host(mine: dict[str, object], theirs: dict[str, object
 def test_what_a_guest_left_behind_is_in_nobodys_way() -> None:
     kept = local(Phase.KEPT, True)
     assert Locals({key(1): kept}).conflict(endpoint(2, addresses=kept.endpoint.addresses)) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(Phase), st.booleans(), st.sampled_from(["web", "db"]),
+                          st.booleans()), max_size=12))  # fmt: skip
+def test_what_is_unclaimed_is_known_without_a_look_through_all(steps: list[tuple[int, Phase, bool, str, bool]]) -> None:
+    """However an endpoint came to be as it is."""
+    first = local(Phase.LIVE, number=1)
+    locals_ = Locals({first.endpoint.key: first})
+    assert set(locals_.unclaimed) == {key(1)}
+    for number, phase, granted, role, gone in steps:
+        if gone:
+            locals_.remove(key(number))
+        else:
+            one = local(phase, number=number, role=role)
+            locals_.put(replace(one, accepted=endpoint(number) if granted else None))
+        assert set(locals_.unclaimed) == {x.endpoint.key for x in locals_ if x.is_unclaimed}
