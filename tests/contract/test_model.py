@@ -83,7 +83,7 @@ def everything(rack: Rack) -> dict[str, Any]:
 def on_disk(rack: Rack) -> list[Any]:
     """What is there now, without asking the dispatcher (which is stopped)."""
     with contextlib.closing(sqlite3.connect(rack.dispatcher.database)) as db:
-        found = db.execute("select kind, name, document from resources order by kind, name").fetchall()
+        found = db.execute("select kind, key, value from records where kind = 'resource' order by key").fetchall()
         return [*found, *db.execute("select value from meta where key = 'revision'").fetchall()]
 
 
