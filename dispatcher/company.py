@@ -14,7 +14,7 @@ from slash32.pack import WireError
 from . import rolls
 from .commits import Failed, Peer, Table
 from .inputs import Command
-from .questions import Inquiry, Outcome
+from .questions import SECONDS, Inquiry, Outcome
 from .rolls import Adopt, Answer, Peers, Presence, Question, Roll
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ log = logging.getLogger("slash32.dispatcher")
 SOONEST, LATEST = 0.005, 1.0  # seconds between two rolls: when something changed, and when nothing did
 ALARMS = 20  # of one host, in a roll
 SHARE = 20  # of the time, one part goes into rolls at most
-LOST = 1.0  # seconds without a store until hosts are sent to those who have it
+LOST = 0.6  # seconds without a store until hosts are sent to those who have it: by then these know whether they do
 AGAIN = 60.0  # seconds until a host that came back, since nobody else took it, is sent to one that has the store
+FORWARDED = 0.8 * SECONDS  # seconds for hosts' answers to another dispatcher, which waits for those of all of them
 KNOWN = 0.2  # seconds until the others know our key
 
 
@@ -97,16 +98,17 @@ class Company:
 
     def _roll(self, name: str, roll: Roll, now: float) -> None:
         core = self._core
-        came, further = self.peers.take(name, roll, now)
-        for host in came:
-            core.drop(host, f"is connected to dispatcher {name} now")
+        further = self.peers.take(name, roll, now)
+        for host in core.connected.keys() & roll.hosts.keys():
+            if roll.hosts[host].age < now - core.connected[host].begun:
+                core.drop(host, f"is connected to dispatcher {name} now")
         for _, before, settled in further:
             core.commits.elsewhere(before, settled, now)
-        if came or further:
-            core.progress = True
+        core.progress = True
 
     def _question(self, name: str, seq: int, hosts: Collection[str], question: str) -> None:
-        inquiry = self._core.ask([host for host in hosts if host in self._core.connected], question)
+        here = [host for host in hosts if host in self._core.connected]
+        inquiry = self._core.ask(here, question, FORWARDED)
 
         def tell(_: object) -> None:
             outcome: Outcome = inquiry.future.result(0)
@@ -173,7 +175,8 @@ class Company:
         """When `tick` is needed next."""
         if not self.others or self._joined is None:
             return float("inf")
-        return max(self._joined + KNOWN, self._told + (self._pause if self.moved else LATEST))
+        away = float("inf") if self._lost is None or self.away else self._lost + LOST
+        return max(self._joined + KNOWN, min(away, self._told + (self._pause if self.moved else LATEST)))
 
     def presences(self, now: float) -> dict[str, tuple[str, Presence]]:
         """Every host that is connected to some dispatcher, and to which."""
@@ -197,7 +200,8 @@ class Company:
         return Presence(
             core.settled(session), core.commits.lag(name, now), publisher.held,
             about.get("version", ""), about.get("filter", ""),
-            core.wall() - (now - session.heard), tuple((f.object, f.message) for f in session.failures),
+            core.wall() - (now - session.heard), now - session.begun,
+            tuple((f.object, f.message) for f in session.failures),
             tuple((str(key), why) for key, why in islice(core.alarms.get(name, {}).items(), ALARMS)),
         )  # fmt: skip
 
@@ -205,10 +209,12 @@ class Company:
         """Without a store, hosts are better off with a dispatcher that has it; or with any other, where we hear nobody:
         then it is us who are cut off. Where nobody has it, they stay."""
         if not self._core.store.trouble:
+            self.moved = self.moved or self._lost is not None
             self._lost, self.away = None, ""
             self._sent.clear()
             return
-        self._lost = now if self._lost is None else self._lost
+        if self._lost is None:
+            self._lost, self.moved = now, True
         fresh = [roll.healthy for _, roll in self.peers.fresh(now)]
         if now - self._lost < LOST or (fresh and not any(fresh)):
             self.away = ""

@@ -43,6 +43,7 @@ class Session:
     identity: bytes
     hello: Hello
     heard: float
+    begun: float = 0.0  # when it said Hello
     reported: bool = False  # its claims are known: what it needs is certain, so its Hello can be answered
     behind: bool = False  # the host knows more than we do: we look what others have committed
     asked: int = 0  # inputs of its that wait to be decided
@@ -193,7 +194,7 @@ class Core:
             self._answering.pop(before.identity, None)
         if before is not None and before.identity != identity:
             self._warn(name, "a new connection replaces the old one")
-        fresh = Session(name, key, identity, hello, self.clock())
+        fresh = Session(name, key, identity, hello, heard=self.clock(), begun=self.clock())
         fresh.fenced = bool(self.ledger.host(name).fenced)
         fresh.reported = before is not None and before.identity == identity and before.reported
         self.sessions[identity] = self.connected[name] = fresh

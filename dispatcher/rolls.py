@@ -25,6 +25,7 @@ class Presence(NamedTuple):
     version: str = ""
     filter: str = ""
     seen: float = 0.0  # Unix time
+    age: float = 0.0  # seconds since it said Hello there
     failures: tuple[tuple[str, str], ...] = ()  # object, message
     alarms: tuple[tuple[str, str], ...] = ()  # endpoint, why its claim is refused: the first ones
 
@@ -93,16 +94,16 @@ def decode(data: bytes) -> tuple[str, Word]:
 
 
 def _presence(row: Any) -> Presence:
-    settled, lag, held, version, filter_, seen, *lists = row
+    settled, lag, held, version, filter_, seen, age, *lists = row
     failures, alarms = (tuple((str(what), str(why)) for what, why in each) for each in lists)
-    return Presence(int(settled), float(lag), str(held), str(version), str(filter_), float(seen), failures, alarms)
+    about = str(held), str(version), str(filter_)
+    return Presence(int(settled), float(lag), *about, float(seen), float(age), failures, alarms)
 
 
 @dataclass(slots=True)
 class _Heard:
     roll: Roll
     at: float
-    since: dict[str, float]  # when each host was first heard of there, without a break
 
 
 @dataclass(slots=True)
@@ -111,19 +112,16 @@ class Peers:
 
     heard: dict[str, _Heard] = field(default_factory=dict)
 
-    def take(self, name: str, roll: Roll, now: float) -> tuple[list[str], list[tuple[str, int, int]]]:
-        """Hosts that have newly connected there, and those that have got further: host, from, to."""
+    def take(self, name: str, roll: Roll, now: float) -> list[tuple[str, int, int]]:
+        """Hosts there that have got further: host, from, to."""
         before = self.heard.get(name)
-        since = before.since if before is not None else {}
-        self.heard[name] = _Heard(roll, now, {host: since.get(host, now) for host in roll.hosts})
+        self.heard[name] = _Heard(roll, now)
         known: Mapping[str, Presence] = before.roll.hosts if before is not None else {}
-        came = [host for host in roll.hosts if host not in known]
-        further = [
+        return [
             (host, known[host].settled, there.settled)
             for host, there in roll.hosts.items()
             if host in known and there.settled > known[host].settled
         ]
-        return came, further
 
     def forget(self, names: Collection[str]) -> None:
         """All but these are dispatchers no more."""
@@ -136,19 +134,19 @@ class Peers:
                 yield name, heard.roll
 
     def presence(self, host: str, now: float) -> tuple[str, Presence] | None:
-        """Where it is connected, if not here. Where two say so, it is the one it came to last."""
-        at = [name for name, roll in self.fresh(now) if host in roll.hosts]
-        if not at:
-            return None
-        name = max(at, key=lambda name: self.heard[name].since[host])
-        return name, self.heard[name].roll.hosts[host]
+        """Where it is connected, if not here. Where two say so, it is the one that it came to last."""
+        at = [(self._age(name, host, now), name) for name, roll in self.fresh(now) if host in roll.hosts]
+        return (name := min(at)[1], self.heard[name].roll.hosts[host]) if at else None
 
     def others(self, now: float) -> dict[str, tuple[str, Presence]]:
         """All hosts that are connected elsewhere."""
         found: dict[str, tuple[str, Presence]] = {}
         for name, roll in self.fresh(now):
-            since = self.heard[name].since
             for host, there in roll.hosts.items():
-                if host not in found or since[host] > self.heard[found[host][0]].since[host]:
+                if host not in found or self._age(name, host, now) < self._age(found[host][0], host, now):
                     found[host] = name, there
         return found
+
+    def _age(self, name: str, host: str, now: float) -> float:
+        heard = self.heard[name]
+        return now - heard.at + heard.roll.hosts[host].age

@@ -41,7 +41,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Relay:
-    """Passes TCP on to a port; `swallow` "answers" or "requests": these are read and go nowhere."""
+    """Passes TCP on to a port; `swallow` "answers", "requests" or "all": these are read and go nowhere."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -80,7 +80,7 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket, what: str, data: bytes) -> None:
         try:
             while data or (data := source.recv(65536)):
-                if self.swallow == what:
+                if self.swallow in (what, "all"):
                     self.swallowed += 1
                 else:
                     target.sendall(data)

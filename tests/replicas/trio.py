@@ -60,7 +60,7 @@ class One(Dispatcher):
     def cut(self, etcd: bool = True, others: bool = True) -> None:
         """What it hears and says goes nowhere; no connection is closed."""
         for relay in (*(self.etcd if etcd else ()), *((self.door,) if others else ())):
-            relay.swallow = "requests"
+            relay.swallow = "all"
 
     def heal(self) -> None:
         for relay in (*self.etcd, self.door):
