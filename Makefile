@@ -19,7 +19,7 @@ APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3
  python3-lark python3-nftables python3-jsonschema \
  nftables iptables ipset iproute2 conntrack tcpdump iputils-ping procps kmod util-linux openssh-client \
  mmdebstrap cpio gcc libc6-dev build-essential debhelper dh-python python3-setuptools fakeroot dpkg-dev lintian \
- ansible-core etcd-server etcd-client openssl
+ ansible-core etcd-server etcd-client openssl faketime e2fsprogs
 PIP := pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.15 ruff==0.17.6 mypy==2.4.1 \
  types-PyYAML==6.0.12.20261113 lxml-stubs==0.5.1
 # Without what it would bring along: it wants another rich than Debian's, which the tests of the command must not meet.

@@ -45,6 +45,7 @@ create table records (kind text, key text, value blob not null, primary key (kin
 _OF_VERSION_1 = "resources, endpoints, hosts, superseded"
 _PUT, _DELETE = "insert or replace into records values (?, ?, ?)", "delete from records where kind = ? and key = ?"
 _VALUE = "select value from records where kind = ? and key = ?"
+_PROBE = "x" * (64 << 10)  # as much as commits may take: a full disk often has a page left
 _MASK = (1 << 64) - 1
 _INSPECT = 60.0  # seconds between two looks at everything where only the times of the files are odd
 
@@ -256,7 +257,8 @@ class Disk:
             try:
                 with self._clear("cannot be written"):
                     self._guard()
-                    self._db.execute("insert or replace into meta values ('opened', datetime())")
+                    self._db.execute("insert or replace into meta values ('probe', ?)", (_PROBE,))
+                    self._db.execute("delete from meta where key = 'probe'")
                     self._marks = self._look()
             except StoreError as e:
                 self._outcomes.append(Failed(str(e)))
