@@ -21,6 +21,7 @@ from bench.served import Fleet
 from bench.simulated import Broken, Host, Where, dealer, header, take
 from slash32 import wire
 from slash32.keys import KeyPair
+from slash32.sync import NO_SESSION
 from slash32.wire import Ack, Claim, Ping, Tag
 
 PING_EVERY = 5.0  # seconds
@@ -102,8 +103,8 @@ class Line:
             self.crowd.mood.unanswered -= 1
             if self.crowd.mood.storm:
                 self.got.append(frames)
-        elif tag != Tag.PONG:
-            raise Broken(f"host {self.host.name}: {wire.decode_from_dispatcher(frames)}")
+        elif tag != Tag.PONG or wire.decode_from_dispatcher(frames) == wire.Pong(NO_SESSION):
+            raise Broken(f"host {self.host.name}: was told {wire.decode_from_dispatcher(frames)}")
 
     def delta(self, frames: Message) -> None:
         mood = self.crowd.mood
@@ -171,6 +172,8 @@ class Crowd:
         while self.going:
             for fd, _ in self.poll.poll(1.0, 2048):
                 calls[fd]()
+            if mood.storm == "bare":
+                self.ping()
             if mood.storm and not mood.told and mood.acked == len(self.hosts):
                 mood.told = True
                 self.pipe.send((mood.connected, mood.last))
@@ -254,7 +257,7 @@ class Crowd:
         self.going = False
 
     def ping(self) -> None:
-        """The dispatcher forgets who is silent. Between rounds only: it is no part of a change."""
+        """The dispatcher forgets who is silent. Between rounds, or while the other server is looked at."""
         if time.monotonic() - self.mood.pinged < PING_EVERY:
             return
         self.mood.pinged = time.monotonic()
