@@ -42,7 +42,7 @@ class Company:
         self._joined: float | None = None
         self._sent: dict[str, float] = {}  # hosts that were sent away since the store was lost, and when
         self._puzzled = -AGAIN  # when a word that could not be used was last told of
-        self._lost: float | None = None  # since when the store is out of reach
+        self._lost: float | None = None  # since when only we are without a store, as far as is known
         self._asked: dict[int, tuple[Inquiry, dict[str, int]]] = {}  # by our question's number: hosts' numbers
         self._seq = 0
 
@@ -153,12 +153,11 @@ class Company:
         return held
 
     def tick(self, now: float) -> None:
-        """To be called often: says what is due, and sends hosts away where that is better for them."""
+        """To be called often: says what is due."""
         others = self.others
         if not others or self._joined is None or now - self._joined < KNOWN:
             return
         self.peers.forget(others)
-        self._look(now)
         if now - self._told >= (self._pause if self.moved else LATEST):
             self._told, self.moved = now, False
             self.out.append(("", rolls.encode(self._core.name, self._own(now))))
@@ -205,10 +204,13 @@ class Company:
             tuple((str(key), why) for key, why in islice(core.alarms.get(name, {}).items(), ALARMS)),
         )  # fmt: skip
 
-    def _look(self, now: float) -> None:
-        """Without a store, hosts are better off with a dispatcher that has it; or with any other, where we hear nobody:
-        then it is us who are cut off. Where nobody has it, they stay."""
-        if not self._core.store.trouble:
+    def look(self, now: float) -> None:
+        """To be called often, and before what is to be sent is sent: sends hosts away where that is better for them.
+
+        Without a store, hosts are better off with a dispatcher that has it; or with any other, where we hear nobody:
+        then it is us who are cut off. Where nobody has it, they stay.
+        """
+        if not self._core.store.trouble or not self.others:
             self.moved = self.moved or self._lost is not None
             self._lost, self.away = None, ""
             self._sent.clear()
@@ -216,8 +218,9 @@ class Company:
         if self._lost is None:
             self._lost, self.moved = now, True
         fresh = [roll.healthy for _, roll in self.peers.fresh(now)]
-        if now - self._lost < LOST or (fresh and not any(fresh)):
-            self.away = ""
+        if fresh and not any(fresh):
+            self._lost, self.away = now, ""
+        if now - self._lost < LOST:
             return
         self.away = wire.AWAY + "this one has lost its store"
         for host in list(self._core.connected):

@@ -178,6 +178,7 @@ class Loop:
             if now - self._swept >= SWEEP:
                 self._swept = now
                 self.core.sweep()
+            self.core.company.look(now)
             self._flush()
             self._tell_others(now)
             self.core.questions.expire(now)

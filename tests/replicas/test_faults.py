@@ -77,7 +77,7 @@ def untouched(trio: Trio) -> Callable[[], None]:
 
     def check() -> None:
         for host in trio.hosts:
-            assert (host.snapshots, host.was_held) == before[host.name], host.name
+            assert (host.snapshots, host.was_held) == before[host.name], (host.name, host.events[-12:])
 
     return check
 
