@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import statistics
 import threading
 import time
@@ -10,9 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from dispatcher_rig import document, guest, policy
-from etcd_rig import Etcd
+from dispatcher_rig import guest, policy
+from etcd_rig import Etcd, Replica
 from trio import Guest, One, Trio, content
+
+from dispatcher.commits import Table, Write
+from dispatcher.etcd.entries import KEPT
+from slash32.net import Prefix
+from slash32.policy import NetworkSet
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 WITHIN = 10.0  # seconds that a loaded machine may take for what takes two
@@ -282,13 +288,14 @@ def test_compaction_and_defragmentation_under_applies(trio: Trio, cluster: Etcd)
 
 
 def test_one_that_slept_through_more_than_the_log_reads_all_anew(trio: Trio, cluster: Etcd) -> None:
-    """The log is kept to its last thousand commits: they are made with one snapshot due."""
     hosts = trio.begin(4)
     for n, host in enumerate(hosts, 1):
         host.claim(guest(n))
     revision = trio.settle()
     check, victim = untouched(trio), trio.all[0]
     victim.pause()
+    for relay in victim.etcd:
+        relay.cut()  # or what is on its way stays there for it
     trio.until(lambda: all(host.at not in (None, victim) for host in hosts))
     _commit_many(trio, cluster, revision)
     victim.resume()
@@ -310,16 +317,18 @@ def test_one_that_slept_through_more_than_the_log_reads_all_anew(trio: Trio, clu
 
 
 def _commit_many(trio: Trio, cluster: Etcd, revision: int) -> None:
-    """More bytes than a log keeps without a snapshot, then what it had before is trimmed."""
-    log = f"{trio.prefix}log/"
-    number = 0
-    while cluster.keys(f"{log}{revision + 1:020d}"):
-        number += 1
-        for _ in range(60):
-            number += 1
-            nets = [f"10.{number % 200}.{n // 250}.{n % 250}/32" for n in range(500)]
-            trio.all[1].apply(document("GlobalNetworkSet", f"s{number % 7}", nets=nets))
-        trio.for_a_while(0.05)
+    """More bytes than a log has without a snapshot, and more commits than are kept behind it."""
+    quick = Replica(cluster.config(prefix=trio.prefix))
+    try:
+        for n in range(KEPT + 50):
+            quick.commit((Write(Table.SUPERSEDED, (f"epoch{n}",), 1),))
+        while cluster.keys(trio.prefix + f"log/{revision + 1:020d}"):
+            n += 1
+            nets = tuple(Prefix(secrets.token_bytes(4), 32) for _ in range(30_000))
+            quick.commit((Write(Table.RESOURCE, ("GlobalNetworkSet", "big"), NetworkSet("big", {}, nets)),))
+    finally:
+        quick.store.close()
+    trio.for_a_while(0.1)
 
 
 def test_a_host_that_knows_more_waits_and_is_not_held(trio: Trio) -> None:
