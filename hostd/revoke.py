@@ -12,6 +12,7 @@ from slash32.net import Address
 from slash32.verdict import Packet
 
 from .desired import Admitted, ClassChains, Dirty, Member
+from .gives import only_gives
 from .plan import AddMembers, AddSet, DelMembers, DelSet, FlushSet, Grow, Plan, Scope
 from .ruleset import HOST_CHAINS, Goto, InSet, Jump, Rule, Verdict
 
@@ -78,7 +79,7 @@ class InForce:
         unsure |= vague
         touched = self._resting_on(changed | unsure | askers)
         blurred = self._resting_on(unsure)
-        _mark_moving(scope, change, blurred)
+        _mark_moving(scope, change, blurred, lambda old, new: old not in touched and self._only_more(scope, old, new))
         if not (change or changed or unsure or self.owed):
             change.near = {m for diff in change.sets.values() for part in diff for m in part}
         if touched:
@@ -100,6 +101,19 @@ class InForce:
             if name not in known or any(by & kinds for by in self._askers.get(name, {}).values()):
                 return False
         return True
+
+    def _only_more(self, scope: Scope, before: str, after: str) -> bool:
+        """Chain `before` is asked as ever, and `after` allows all that it does: also where the kernel refuses a part of
+        what it is asked to change."""
+        if scope.actual.members is not None or before not in self.chains:
+            return False
+
+        def known(name: str) -> tuple[Rule, ...] | None:
+            changes = name in scope.dirty.chains and name in scope.actual.chains
+            return None if changes else scope.desired.chains.get(name)
+
+        there = known(after)
+        return there is not None and only_gives(self.chains[before], there, known)
 
     def owe_all(self, taps: Iterable[int]) -> None:
         """Nobody knows what was in force: all flows are judged with the next change."""
@@ -255,8 +269,9 @@ def _written(todo: Plan, name: str) -> frozenset[Member]:
     return frozenset(m for op in todo.filter if isinstance(op, AddMembers) and op.name == name for m in op.members)
 
 
-def _mark_moving(scope: Scope, change: Change, blurred: set[str]) -> None:
-    """Taps that come into another class; and those that stood open, while somebody had taken their filter away."""
+def _mark_moving(scope: Scope, change: Change, blurred: set[str], only_more: Callable[[str, str], bool]) -> None:
+    """Taps that come into another class, if that may take something; and those that stood open, while somebody had
+    taken their filter away."""
     for ifindex in scope.dirty.taps & scope.desired.taps.keys():
         have = scope.actual.taps.get(ifindex) or Admitted(group=scope.actual.foreign_groups.get(ifindex, 0))
         before, after = scope.actual.classes.get(have.group), scope.desired.taps[ifindex].chains
@@ -264,7 +279,7 @@ def _mark_moving(scope: Scope, change: Change, blurred: set[str]) -> None:
             change.sides.update({(ifindex, EGRESS): False, (ifindex, INGRESS): False})
         elif before is not None:
             for side in (EGRESS, INGRESS):
-                if before[side] != after[side]:
+                if before[side] != after[side] and not only_more(before[side], after[side]):
                     change.classes[ifindex] = before
                     change.sides[ifindex, side] = before[side] not in blurred
 

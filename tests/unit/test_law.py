@@ -22,7 +22,7 @@ PURE = {
     "slash32": "net model policy selector resources documents rules decode errors verdict tag pack wire sync unicast"
     " metrics policies hosts networksets schema traffic regions programs reading classes compare naming edits",
     "hostd": "ruleset desired forwarding state claims world absorb names compile sets walk chains host_chains calc plan"
-    " metrics settle moves starting rounds agent operations sightings status judge revoke ends trial alike",
+    " metrics settle moves starting rounds agent operations sightings status judge revoke gives ends trial alike",
     "dispatcher": "anchors changes interest selections segment registry fanout ownership live watchers backups "
     "claims commits inputs ledger turns metrics company rolls",
 }

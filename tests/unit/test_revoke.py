@@ -54,6 +54,9 @@ def policy(name: str, whom: str, ingress: tuple[Rule, ...], egress: tuple[Rule, 
     return Policy(name, whom, types, None, ingress, egress, keep_established=keep)
 
 
+ANY_DB = policy("db", 'role == "db"', (ALLOW,), (ALLOW,))
+
+
 def flow(source: Address, destination: Address, port: int = 80, begun: int = 40000, protocol: int = 6) -> Flow:
     packet = Packet(source, destination, protocol, begun, port)
     return Flow(repr(packet).encode(), packet)
@@ -115,6 +118,14 @@ class Host:
         self.scene.rest()
         dirty, self.scene.dirty = self.scene.dirty, Dirty()
         self.settler.settle(dirty)
+
+    def join(self, rules: tuple[Rule, ...] = (ALLOW,)) -> None:
+        """The guest db, which a policy lets do all, comes under one more, which is asked first. Another one stays."""
+        self.put(ANY_DB, policy("also", "has(more)", rules, rules))
+        self.label(2, role="db")
+        self.model.walks = 0
+        self.owed.clear()
+        self.label(1, role="db", more="yes")
 
     def track(self, *flows: Flow) -> None:
         self.model.tracked = set(flows)
@@ -179,6 +190,7 @@ GRANTS: dict[str, Callable[[Host], object]] = {
     "a guest starts": lambda h: h.run(3, Endpoint(key(3), "new", {"role": "web"}, (), (parse_address("10.65.0.4"),))),
     "a policy that nobody here has": lambda h: h.put(policy("x", "has(x)", (DENY,), (DENY,))),
     "a profile that nobody here has": lambda h: h.put(Profile("x", (DENY,))),
+    "a guest joins what has policies that only allow": lambda h: h.join(),
     "a route": lambda h: h.take({ObjectKey(Kind.ROUTE, host_prefix(FAR)): ("h2",)}),
     "a set that nobody asks": lambda h: h.members("has(x)", DB),
     "the same again": lambda h: h.settler.resync(),
@@ -193,6 +205,34 @@ def test_what_takes_nothing_is_walked_for_by_nobody(host: Host, case: str) -> No
     GRANTS[case](host)
     assert host.model.tracked == set(ALL)
     assert host.model.walks == 0 and host.owed == []
+
+
+@pytest.mark.parametrize("deny", [(DENY,), (replace(ALLOW, protocol=17), DENY)])
+def test_a_guest_that_joins_what_does_not_only_allow_is_judged(host: Host, deny: tuple[Rule, ...]) -> None:
+    """The control of that case."""
+    host.join()
+    host.model.walks = 0
+    host.label(1, role="db")
+    assert host.model.walks == 1, "it leaves"
+    host.put(policy("also", "has(more)", deny, deny))
+    host.track(*ALL)
+    host.label(1, role="db", more="yes")
+    assert host.model.walks == 2 and host.model.tracked == set()
+
+
+def test_a_guest_joins_what_the_kernel_refuses_to_make_give(host: Host) -> None:
+    """Desired is a policy that only allows; in the kernel stands one that denies."""
+    host.put(policy("also", "has(more)", (DENY,), (DENY,)), ANY_DB)
+    host.label(2, role="db", more="yes")
+    host.run(0, Endpoint(key(0), "web", {"role": "db"}, (), (WEB, WEB6)))  # so that the class of the next one stays
+    host.track(*ALL)
+    host.model.refuses = lambda what, item: (what, item) in (("put chain", "pi-also"), ("put chain", "po-also"))
+    also = policy("also", "has(more)", (ALLOW,), (ALLOW,))
+    host.scene.take(Commit(((ObjectKey(Kind.POLICY, "also"), also),)))
+    host.label(1, role="db", more="yes")
+    force, actual = host.settler.force, host.settler.actual
+    closed = any("-also" in str(force.chains[name]) for name in actual.classes[actual.taps[101].group])
+    assert host.settler.failures() and closed and host.model.tracked == set()
 
 
 def test_prefixes_that_join_take_nothing_and_those_that_leave_do(host: Host) -> None:
