@@ -1,13 +1,18 @@
-# Owns: which store a configuration names, and moving a content from one to the other. Touches: nothing itself.
+# Owns: which store a configuration names, and moving a content from one to the other. Touches: where dispatchers
+# listen, to know whether one runs.
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Callable
 
-from .commits import Saved, Store, StoreError, Table
-from .config import Config
+from .commits import Peer, Saved, Store, StoreError, Table
+from .config import Config, address_of
 from .disk import Disk
 from .etcd.gateway import EtcdConfig
 from .etcd.store import EtcdStore
+
+KNOCK = 1.0  # seconds for a dispatcher to answer
 
 
 def opened(config: Config, wake: Callable[[], None]) -> Store:
@@ -29,9 +34,23 @@ def migrate(config: Config, to: str) -> Saved:
         finally:
             disk.close()
         return saved
-    saved = _without_dispatchers(EtcdStore.read(_etcd(config)))
-    Disk.create(config.database, saved)
+    saved = EtcdStore.read(_etcd(config))
+    _stopped(saved)
+    Disk.create(config.database, _without_dispatchers(saved))
+    try:
+        EtcdStore.moved_to(_etcd(config), saved.revision, str(config.database))
+    except StoreError:
+        config.database.unlink()
+        raise
     return saved
+
+
+def _stopped(saved: Saved) -> None:
+    """Raises StoreError where a dispatcher still runs."""
+    peers = {key[0]: record for (_, key), record in saved.records.items() if isinstance(record, Peer)}
+    for name, peer in sorted(peers.items()):
+        with contextlib.suppress(OSError), socket.create_connection(address_of(peer.address), KNOCK):
+            raise StoreError(f"dispatcher {name} answers at {peer.address}: stop every dispatcher first")
 
 
 def _without_dispatchers(saved: Saved) -> Saved:

@@ -16,6 +16,7 @@ from .entries import (
     Keys,
     Latest,
     LogEntry,
+    Moved,
     Position,
     Rows,
     Thawing,
@@ -193,6 +194,8 @@ class Content:
 
 def clear(title: str, error: Exception) -> StoreError:
     """One line for an operator."""
+    if isinstance(error, Moved):
+        return StoreError(f"{title}: {error}")
     if isinstance(error, StoreError):
         return StoreError(f"{title}: {error}; nothing was changed: restore it, or name another etcd_prefix")
     if isinstance(error, Hopeless):

@@ -1,6 +1,6 @@
 # Owns: what lies under the prefix in etcd: names of keys, bytes of log entries, of chunks and of snapshots. Pure.
 #
-#   meta                          {"version", "epoch"}
+#   meta                          {"version", "epoch"}, and "moved" where it was given up for another store
 #   log/N                         commit N: [nonce, nonce of N - 1, digest, its writes | [chunks, bytes]]
 #   chunk/N-NONCE/NUMBER          the writes of a commit that is too big for one request
 #   snapshot/N-NONCE/NUMBER       all records as of commit N, compressed, in pieces
@@ -34,6 +34,10 @@ Rows = dict[tuple[str, Key], bytes]  # (table, key) -> the record's bytes
 
 class Damage(StoreError):
     """What is there was not written by us, or not all of it is there."""
+
+
+class Moved(Damage):
+    """It is in another store now."""
 
 
 class Keys:
@@ -85,12 +89,13 @@ def behind(prefix: str) -> str:
 # --- meta ------------------------------------------------------------------------------------------------------------
 
 
-def encode_meta(epoch: str) -> bytes:
-    return json.dumps({"version": VERSION, "epoch": epoch}).encode()
+def encode_meta(epoch: str, moved: str = "") -> bytes:
+    """`moved`: to which store."""
+    return json.dumps({"version": VERSION, "epoch": epoch} | ({"moved": moved} if moved else {})).encode()
 
 
 def decode_meta(data: bytes) -> str:
-    """The epoch. Raises Damage."""
+    """The epoch. Raises Moved, Damage."""
     try:
         found = json.loads(data)
         version, epoch = found["version"], found["epoch"]
@@ -98,6 +103,8 @@ def decode_meta(data: bytes) -> str:
         raise Damage(f"meta is {quoted(data.decode('latin-1'), 60)}: this is not a store of slash32") from None
     if version != VERSION or not isinstance(epoch, str) or not epoch:
         raise Damage(f"made by another version of slash32-dispatcher (version {quoted(version, 20)}): upgrade this one")
+    if moved := found.get("moved"):
+        raise Moved(f"its content was moved to {quoted(str(moved))[1:-1]}: set the store in dispatcher.toml")
     return epoch
 
 

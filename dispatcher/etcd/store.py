@@ -14,7 +14,7 @@ from .entries import Keys, decoded
 from .follower import START, Follower
 from .gateway import EtcdConfig, Failure, Gateway
 from .outbox import Outbox
-from .upkeep import create
+from .upkeep import create, give_up
 
 __all__ = ["EtcdConfig", "EtcdStore"]
 
@@ -33,7 +33,7 @@ class EtcdStore:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._follower: Follower
-        self._stop: asyncio.Event
+        self._stop: asyncio.Event | None = None  # it was opened
 
     @property
     def trouble(self) -> str:
@@ -63,7 +63,8 @@ class EtcdStore:
 
     def close(self) -> None:
         if self._thread is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            if self._stop is not None:
+                self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(_END)
 
     def _live(self, opened: Future[Saved]) -> None:
@@ -80,9 +81,10 @@ class EtcdStore:
         except Exception as e:  # whoever waits for it raises it
             opened.set_exception(e)
         else:
-            self._loop, self._follower, self._stop = asyncio.get_running_loop(), follower, asyncio.Event()
+            stop = asyncio.Event()
+            self._loop, self._follower, self._stop = asyncio.get_running_loop(), follower, stop
             opened.set_result(saved)
-            await follower.run(self._stop)
+            await follower.run(stop)
         finally:
             await follower.gateway.close()
 
@@ -104,6 +106,16 @@ class EtcdStore:
             return decoded(beginning.tip, loaded.position.revision, loaded.rows)
 
         return _once(config, work)
+
+    @classmethod
+    def moved_to(cls, config: EtcdConfig, revision: int, where: str) -> None:
+        """It is not opened again, and dispatchers that still run are refused. Raises StoreError, also where there is
+        more than that revision."""
+
+        async def work(content: Content) -> None:
+            await give_up(content, await content.begin(create=False), revision, where)
+
+        _once(config, work)
 
 
 def _once(config: EtcdConfig, work: Callable[[Content], Coroutine[Any, Any, T]]) -> T:

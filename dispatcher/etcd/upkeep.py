@@ -117,3 +117,14 @@ async def create(content: Content, saved: Saved) -> None:
     answer = await content.ask("kv/txn", txn([is_made(keys.meta, 0)], last))
     if not answer.get("succeeded") and await content.latest() != latest:
         raise Damage("something else was written into it at the same time")
+
+
+async def give_up(content: Content, beginning: Position, revision: int, where: str) -> None:
+    """What was read up to `revision` is in another store now: nobody begins or goes on with this one. Raises Damage,
+    Failure."""
+    keys = content.keys
+    same = [_is_store(content, beginning), is_made(keys.log(revision + 1), 0)]
+    answer = await content.ask("kv/txn", txn(same, [delete(keys.meta)], [get(keys.meta)]))
+    if not answer.get("succeeded") and pairs(answer["responses"][0]):  # else an answer was lost
+        raise Damage("something was committed meanwhile: stop every dispatcher first")
+    await content.ask("kv/put", alone(put(keys.meta, encode_meta(beginning.tip, where))))

@@ -136,14 +136,15 @@ class Trio:
         self.hosts: list[Guest] = []
 
     def begin(self, count: int, spread: bool = False) -> list[Guest]:
-        """`spread`: host n may go to dispatcher n (of three) only."""
+        """`spread`: each host may go to one dispatcher only, one after the other."""
         self.start()
+        return self.enter(count, self.all, spread)
+
+    def enter(self, count: int, at: list[One], spread: bool = False) -> list[Guest]:
         names = [f"h{n}" for n in range(1, count + 1)]
-        self.hosts = [
-            Guest(self, name, [self.all[n % 3]] if spread else self.all) for n, name in enumerate(names)
-        ]  # fmt: skip
-        revision = self.all[0].apply(*(host.resource() for host in self.hosts))
-        self.follow(revision)
+        self.hosts = [Guest(self, name, [at[n % len(at)]] if spread else at) for n, name in enumerate(names)]
+        revision = at[0].apply(*(host.resource() for host in self.hosts))
+        self.follow(revision, *at)
         for host in self.hosts:
             host.start()
         self.until(lambda: all(host.in_sync for host in self.hosts))
