@@ -55,7 +55,7 @@ def test_status(site: Site, guests: tuple[Guest, Guest]) -> None:
     left, _ = guests
     lines = say(site.h1, "status").splitlines()
     assert lines[0] == "host h1: running"
-    assert re.fullmatch(r"dispatcher: connected, in sync at revision \d+", lines[1])
+    assert re.fullmatch(r"dispatcher: connected to tcp://\S+, in sync at revision \d+", lines[1])
     assert lines[2].split() == ["DOMAIN", "TAP", "STATE", "ADDRESSES"]
     row = next(line.split() for line in lines if line.startswith(left.name))
     assert row == [left.name, left.tap, "connected", f"{left.address4},{left.address6}"]

@@ -122,7 +122,7 @@ def test_the_quick_start_as_it_stands(rack: Rack) -> None:
 
     assert lines[9][0] == lines[10][0] == "dispatcher"
     said = type_in(dispatcher, lines[9][1])
-    assert re.search(r"^revision \d+ live on 2 of 2 hosts in \d+ ms$", said, re.M), said
+    assert re.search(r"^revision \d+ live on 2 of 2 hosts in \d+ ms \(p50 \d+ ms, p99 \d+ ms\)$", said, re.M), said
     assert answers(h2, "10.65.0.11"), "web's front door is open"
 
     said = type_in(dispatcher, lines[10][1])
