@@ -82,6 +82,8 @@ class Core:
         self.on_commit: list[Callable[[Commit], None]] = []  # told of every commit, whoever made it
         self._said: Counter[str] = Counter()  # lines written about each host since the last sweep
         self._out: list[Out] = []
+        self._began = self.ledger.revision
+        self._followed: set[str] = set()  # hosts that took our content since then
         self._opening: dict[str, bool] = {}  # hosts to be answered; True: an operator lets them adopt our content
         self._resume: set[str] = set()
         self._answering: dict[bytes, Session] = {}
@@ -247,13 +249,17 @@ class Core:
         self.ledger.set_host(host.name, state._replace(addresses=hello.addresses))
 
     def _look_ahead(self, name: str, hello: Hello) -> None:
-        """A host beyond our revision: this database is an old copy. That host keeps what it has until `adopt`."""
+        """A host beyond our revision: this database is an old copy. That host keeps what it has until `adopt`.
+
+        What we have committed ourselves since we began nobody has who did not follow us: it is another commit.
+        """
         state = self.ledger.host(name)
         seen = state.ahead
-        if hello.epoch == self.epoch and hello.revision > self.revision:
+        known = self.revision if self.store.shared or name in self._followed else self._began
+        if hello.epoch == self.epoch and hello.revision > known:
             seen = hello.revision
             self._warn(name, "is at revision %d, this database at %d: it is an old copy; `slash32 adopt` if wanted",
-                       hello.revision, self.revision)  # fmt: skip
+                       hello.revision, known)  # fmt: skip
         elif seen is not None and (hello.epoch != self.epoch or hello.revision < seen):
             seen = None
         if seen != state.ahead:
@@ -405,7 +411,9 @@ class Core:
         self._out.append((session.identity, self.fanout.open(host, session.hello, self.epoch, revision, adopt)))
         self.company.moved = True
         held = self.fanout.publishers[host].held
-        if held:
+        if not held:
+            self._followed.add(host)
+        else:
             what = "host %s: keeps its own state: %s; `slash32 adopt` gives it ours"
             log.error(what, host, held, extra=fields(host=host))
 

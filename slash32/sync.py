@@ -268,7 +268,7 @@ class Publisher:
             return wire.encode_snapshot(*at, False, whole())
         self.live = True
         self._flight.append((0, at.revision))
-        if same and hello.digest == at.digest:
+        if same and not adopt and hello.digest == at.digest:  # who holds back hears nothing but a whole state
             return wire.encode_delta(at.epoch, (hello.revision, at.revision), at.digest, ())
         return wire.encode_snapshot(*at, adopt, whole())
 

@@ -277,6 +277,17 @@ def test_same_content_needs_no_snapshot() -> None:
     assert receive(replica, frames) == [Applied(9, (), False)]
 
 
+def test_a_host_that_holds_back_is_let_go_on_though_its_content_is_ours() -> None:
+    source = filled()
+    publisher, replica = synced(source, revision=7)
+    hello = replica.hello()
+    (outcome,) = receive(replica, publisher.open(hello, Position("e1", 6, source.digest()), source.everything, False))
+    assert isinstance(outcome, Held)
+    at = Position("e1", 9, source.digest())  # the old copy has gone on meanwhile
+    (outcome,) = receive(replica, publisher.open(hello, at, source.everything, True))
+    assert outcome == Applied(9, (), True) and replica.in_sync and not replica.held
+
+
 def test_snapshot_in_sync_yields_differences_only() -> None:
     source = filled()
     _, replica = synced(source)

@@ -293,6 +293,25 @@ def test_a_store_that_is_an_old_copy_is_seen(rig: Rig) -> None:
     assert rig.core.fanout.publishers["h1"].held
 
 
+def test_an_old_copy_does_not_catch_up_by_what_it_writes_itself(rig: Rig) -> None:
+    rig.log.shared = False
+    for name in ("h1", "h2"):  # the first costs a commit: the second is no further than that, and yet elsewhere
+        rig.say(name, Hello("e", 1, 7))
+        rig.say(name, Report(1, ()))
+        rig.flush()
+        rig.log.land()
+        rig.flush()
+        assert rig.core.ledger.host(name).ahead == 1 and rig.core.fanout.publishers[name].held
+    assert rig.core.revision == 3
+    rig.do(lambda core: core.adopt(["h2"]))
+    rig.log.land()
+    rig.flush()
+    rig.say("h2", Hello("e", rig.core.revision, 0))  # the control: it has that from us
+    rig.say("h2", Report(1, ()))
+    rig.flush()
+    assert not rig.core.fanout.publishers["h2"].held and rig.core.fanout.publishers["h1"].held
+
+
 def test_too_much_was_missed(rig: Rig) -> None:
     rig.connect("h1", guest(1))
     rig.log.land()
