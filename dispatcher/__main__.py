@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import http.client
 import json
 import logging
@@ -109,6 +110,7 @@ def _run(config: Config, given: argparse.Namespace) -> int:
     journal.begin(config.log_format)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one descriptor per host
+    gc.disable()  # all that is loaded stays: the collector would look through it again and again
     keys = load_or_create_key(config.key_file)
     bell = Bell()
     store = stores.opened(config, bell.ring)

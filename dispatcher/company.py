@@ -177,10 +177,19 @@ class Company:
         away = float("inf") if self._lost is None or self.away else self._lost + LOST
         return max(self._joined + KNOWN, min(away, self._told + (self._pause if self.moved else LATEST)))
 
-    def presences(self, now: float) -> dict[str, tuple[str, Presence]]:
-        """Every host that is connected to some dispatcher, and to which."""
-        here = {name: (self._core.name, self._presence(session, now)) for name, session in self._core.connected.items()}
-        return self.peers.others(now) | here
+    def presences(self, now: float, of: Collection[str] | None = None) -> dict[str, tuple[str, Presence]]:
+        """Every host (None: of all) that is connected to some dispatcher, and to which."""
+        core, others = self._core, self.peers.others(now)
+        wanted = core.connected if of is None else [name for name in of if name in core.connected]
+        here = {name: (core.name, self._presence(core.connected[name], now)) for name in wanted}
+        return (others if of is None else {name: others[name] for name in of if name in others}) | here
+
+    def failures(self, now: float) -> dict[str, tuple[tuple[str, str], ...]]:
+        """What hosts could not put into their kernels, by host: object and message."""
+        elsewhere = {host: there.failures for host, (_, there) in self.peers.others(now).items() if there.failures}
+        here = {name: session.failures for name, session in self._core.connected.items()}
+        own = {name: tuple((f.object, f.message) for f in found) for name, found in here.items()}
+        return {name: found for name, found in (elsewhere | own).items() if found}
 
     def alarms(self, now: float) -> dict[str, tuple[tuple[str, str], ...]]:
         """Refused claims, by host."""

@@ -7,12 +7,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from slash32 import wire
 from slash32.errors import quoted
 from slash32.journal import fields
-from slash32.model import EndpointKey, Host
+from slash32.model import Endpoint, EndpointKey, Host
+from slash32.pack import pack_endpoint
 from slash32.sync import NO_SESSION
 from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
 
@@ -114,7 +115,7 @@ class Core:
                 session.heard = self.clock()
                 self._ack(session, revision, ())
                 return
-            message = wire.decode_from_host(body)
+            message = wire.decode_from_host(body, self._known)
         except WireError as e:
             self._warn(session.host if session else quoted(user.partition(" ")[0], 64), "%s", e)
             self._out.append((identity, wire.encode_to_host(wire.Refused(str(e)))))
@@ -126,6 +127,13 @@ class Core:
         else:
             session.heard = self.clock()
             self._message(session, message)
+
+    def _known(self, raw: Any) -> Endpoint | None:
+        """Most of what hosts report when they come back: it need not be decoded again."""
+        if not (type(raw) is list and len(raw) > 1 and type(raw[0]) is type(raw[1]) is str):
+            return None
+        present = self.registry.endpoints.get(EndpointKey(raw[0], raw[1]))
+        return present.endpoint if present is not None and pack_endpoint(present.endpoint) == raw else None
 
     def _message(self, session: Session, message: wire.FromHost) -> None:
         match message:

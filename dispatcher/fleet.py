@@ -101,7 +101,7 @@ def progress(core: Core, revision: int) -> Json:
         raise Refused(404, f"revision {revision} does not exist yet; the last one is {core.revision}")
     now = core.clock()
     pending = sorted(name for name in core.registry.hosts if not core.has(name, revision))
-    took, there = core.commits.of(revision, now), core.company.presences(now)
+    took, there = core.commits.of(revision, now), core.company.presences(now, pending)
     return {
         "revision": revision,
         "live": len(core.registry.hosts) - len(pending),
@@ -113,7 +113,9 @@ def progress(core: Core, revision: int) -> Json:
             for n in pending
         ],
         "failed": [
-            {"host": name, **failure} for name, (_, where) in sorted(there.items()) for failure in _failures(where)
+            {"host": name, "object": what, "message": why}
+            for name, found in sorted(core.company.failures(now).items())
+            for what, why in found
         ],
         "milliseconds": took and round(took.last, 3),
         "p50": took and took.median and round(took.median, 3),

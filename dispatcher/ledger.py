@@ -43,10 +43,12 @@ class Ledger:
         self.displaced: list[tuple[str, EndpointKey]] = []  # by the last commit: whose endpoint is not its own any more
         self._undo: list[tuple[Write, str]] = []  # what was there before, and whose doing it is that it is not
         self._noted = 0
-        for table in _ORDER:
-            for (of, key), record in sorted(saved.records.items(), key=lambda item: item[0]):
-                if of is table:
-                    self._set(table, key, record)
+        of: dict[Table, list[Key]] = {table: [] for table in _ORDER}
+        for table, key in saved.records:
+            of[table].append(key)
+        for table, keys in of.items():
+            for key in sorted(keys):
+                self._set(table, key, saved.records[table, key])
 
     # -- reading --------------------------------------------------------------------------------------------------
 

@@ -162,6 +162,7 @@ class Loop:
         """Until `stop`."""
         watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         gc.collect()
+        gc.enable()
         gc.freeze()  # what was loaded stays: the collector need not look at it again and again
         notify("READY=1")
         patted = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -196,7 +197,7 @@ class Tag(enum.IntEnum):
 
 _PUT, _DELETE, _MEMBERS = range(3)
 
-packb: Callable[[Any], bytes] = msgpack.packb
+packb: Callable[[Any], bytes] = msgpack.Packer().pack  # msgpack.packb makes a packer each time
 PING = packb([Tag.PING])
 
 
@@ -258,10 +259,16 @@ def encode_snapshot(epoch: str, revision: int, digest: int, adopt: bool, changes
 
 def encode_delta(epoch: str, follows: tuple[int, int], digest: int, changes: Sequence[bytes]) -> list[bytes]:
     """`follows` is (previous, revision)."""
-    header = packb([Tag.DELTA, epoch, follows[0], follows[1], digest])
+    header = _delta_head(epoch, *follows) + digest.to_bytes(8, "big")
     if len(changes) == 1 and len(changes[0]) <= INLINE:
         return [header + changes[0]]
     return frames(header, changes)
+
+
+@lru_cache(maxsize=64)
+def _delta_head(epoch: str, previous: int, revision: int) -> bytes:
+    """All but the digest (a uint64), which alone differs between hosts that were told the same."""
+    return b"\x95" + b"".join(map(packb, (int(Tag.DELTA), epoch, previous, revision))) + b"\xcf"
 
 
 def encode_to_host(message: FromDispatcher) -> list[bytes]:
@@ -355,15 +362,21 @@ def encode_to_dispatcher(message: FromHost) -> bytes:
 
 def plain_ack(frame: bytes) -> int:
     """The revision of an Ack without failures; -1 for anything else. By far the most frequent message."""
-    if frame[:2] == _ACK_HEAD and frame[-1:] == _NO_FAILURES:
-        raw = _one(frame)
-        if type(raw[1]) is int and raw[2] == [] and raw[1] >= 0:
-            return raw[1]
+    if len(frame) <= _ACK_MOST and frame[:2] == _ACK_HEAD and frame[-1:] == _NO_FAILURES:
+        return _plain_ack(frame)
     return -1
+
+
+@lru_cache(maxsize=64)
+def _plain_ack(frame: bytes) -> int:
+    """Kept: of one commit all hosts say the same bytes."""
+    raw = _one(frame)
+    return raw[1] if type(raw[1]) is int and raw[2] == [] and raw[1] >= 0 else -1
 
 
 _ACK_HEAD = b"\x93" + packb(int(Tag.ACK))
 _NO_FAILURES = packb([])
+_ACK_MOST = 12  # bytes: what is kept of them is little
 
 
 def _one(frame: bytes) -> Any:
@@ -375,8 +388,8 @@ def _one(frame: bytes) -> Any:
         raise WireError(f"message: not msgpack, or cut short ({type(e).__name__})") from None
 
 
-def decode_from_host(frame: bytes) -> FromHost:
-    """Raises WireError, one line. Trusts nothing: a host may be hostile."""
+def decode_from_host(frame: bytes, known: Callable[[Any], Endpoint | None] = lambda raw: None) -> FromHost:
+    """Raises WireError, one line. Trusts nothing: a host may be hostile. `known` may have an endpoint that packs so."""
     raw = _one(frame)
     match pack.array(raw, "header"):
         case [Tag.PING]:
@@ -390,8 +403,8 @@ def decode_from_host(frame: bytes) -> FromHost:
         case [Tag.ANSWER, seq, answer]:
             return Answer(pack.integer(seq, "seq"), pack.text(answer, "answer", MAX_ANSWER))
         case [Tag.REPORT, seq, endpoints]:
-            found = tuple(map(pack.unpack_endpoint, pack.array(endpoints, "endpoints", MAX_REPORT)))
-            return Report(pack.integer(seq, "seq"), found)
+            listed = pack.array(endpoints, "endpoints", MAX_REPORT)
+            return Report(pack.integer(seq, "seq"), tuple(known(raw) or pack.unpack_endpoint(raw) for raw in listed))
         case [Tag.HELLO, int(protocol), *fields]:
             return _hello(protocol, fields)
     raise WireError(f"message from a host: unknown form {pack.shown(raw)}")
