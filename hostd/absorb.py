@@ -27,6 +27,8 @@ def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
                 members.append(change)
             else:
                 names.setdefault(change.kind, []).append(change.name)
+    if len(members) == 1 and not names:  # by far the most
+        return calc.members_changed(members[0].name, _listed(members[0].add), _listed(members[0].remove))
     whole = set(names.get(Kind.SET, ()))
     for change in members:
         if change.name not in whole:

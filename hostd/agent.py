@@ -215,7 +215,10 @@ class Agent:
 
     def applied(self, revision: int, dirty: Dirty) -> None:
         """The world changed (the caller has updated it): acknowledged once the kernel has it."""
-        self.dirty.merge(dirty)
+        if self.dirty:
+            self.dirty.merge(dirty)
+        else:
+            self.dirty = dirty
         self._revision = revision
         self.held = ""
 

@@ -70,7 +70,7 @@ class Claims:
             asked.endpoints.pop(key, None)
 
     def overdue(self, now: float) -> bool:
-        return any(now - asked.since > GRACE for asked in self._asked.values())
+        return bool(self._asked) and any(now - asked.since > GRACE for asked in self._asked.values())
 
 
 def reportable(locals_: Iterable[Local]) -> list[Endpoint]:

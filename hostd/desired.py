@@ -109,6 +109,10 @@ class Dirty:
     taps: set[int] = field(default_factory=set)
     routes: set[Prefix] = field(default_factory=set)
 
+    @property
+    def only_members(self) -> bool:
+        return not (self.sets or self.refill or self.chains or self.taps or self.routes)
+
     def merge(self, other: Dirty) -> None:
         self.sets |= other.sets
         self.refill |= other.refill

@@ -155,6 +155,13 @@ def everything(desired: Desired, actual: Actual) -> Dirty:
 
 def plan(scope: Scope) -> Plan:
     """Operations that take `actual` to `desired` within `dirty`."""
+    actual = scope.actual
+    quiet = not (actual.strays or actual.extra_routes) and scope.desired.exempt == actual.exempt
+    return Plan(filter=_members(scope)) if quiet and scope.dirty.only_members else whole_plan(scope)
+
+
+def whole_plan(scope: Scope) -> Plan:
+    """The same whatever is dirty. (`plan` knows the commonest change of all, that of members, by sight.)"""
     desired, actual, dirty, _, limits = scope
     out = Plan()
     _plan_sets(out, scope)
@@ -223,14 +230,22 @@ def _plan_sets(out: Plan, scope: Scope) -> None:
         members = tuple(desired.members(name))
         if members:
             out.filter.append(AddMembers(name, desired.sets[name], members))
+    out.filter += _members(scope)
+
+
+def _members(scope: Scope) -> list[Grow]:
+    """Those that leave go first."""
+    desired, actual, dirty, *_ = scope
+    adding, removing = list[Grow](), list[Grow]()
     for name, (add, remove) in dirty.members.items():
         spec = desired.sets.get(name)
         if spec is None or name not in actual.sets or name in dirty.refill:
-            continue  # gone, or new and filled above
+            continue  # gone, or new and filled elsewhere
         if add:
-            out.filter.append(AddMembers(name, spec, tuple(add)))
+            adding.append(AddMembers(name, spec, tuple(add)))
         if remove:
-            out.filter.append(DelMembers(name, spec, tuple(remove)))
+            removing.append(DelMembers(name, spec, tuple(remove)))
+    return removing + adding
 
 
 def _plan_chains(out: Plan, scope: Scope) -> None:

@@ -89,7 +89,8 @@ class Settler:
             fingerprints = self._fingerprints(dirty.chains)
             scope = Scope(desired, self.actual, dirty, fingerprints, self.limits)
             todo = plan(scope)
-            self._forget_refusals(dirty)
+            if self.refused:
+                self._forget_refusals(dirty)
             self.counters.plans += 1
             change = self.force.ahead(scope, todo, self.kernel.fingerprints)
             if change:

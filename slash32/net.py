@@ -9,6 +9,7 @@ from typing import NamedTuple
 Address = bytes  # 4 (IPv4) or 16 (IPv6) bytes, network order
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_PLAIN4 = re.compile(r"\.".join(["(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"] * 4) + "(?:/32)?")
 
 
 class Prefix(NamedTuple):
@@ -53,11 +54,17 @@ def parse_address(text: str) -> Address:
 
 
 def format_address(address: Address) -> str:
+    if len(address) == 4:  # by far the most, and ipaddress takes ten times as long
+        a, b, c, d = address
+        return f"{a}.{b}.{c}.{d}"
     return str(ipaddress.ip_address(address))
 
 
 def parse_prefix(text: str) -> Prefix:
     """A CIDR, or an address (its own /32 or /128). Raises ValueError, also for host bits that are set."""
+    plain = _PLAIN4.fullmatch(text)
+    if plain is not None:
+        return Prefix(bytes(map(int, plain.groups())), 32)
     try:
         network = ipaddress.ip_network(text)
     except ValueError:

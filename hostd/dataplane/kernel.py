@@ -44,6 +44,8 @@ from .record import record_filter, record_link
 from .refusal import named, resting_on, scope
 from .rtnl import Rtnl
 
+_MEMBERS = frozenset((AddMembers, DelMembers))
+
 
 class Kernel:
     """For one thread, in the network namespace it was made in."""
@@ -140,6 +142,9 @@ class Kernel:
 
     def apply(self, todo: Plan, actual: Actual) -> list[Refused]:
         """Carries out the plan, in its order. What is refused stops only what depends on it."""
+        if not (todo.close or todo.open or todo.collect) and all(type(op) in _MEMBERS for op in todo.filter):
+            actual.extra_routes = ()
+            return self._filter(todo.filter, actual)
         before = {op.ifindex: actual.taps[op.ifindex].group for op in todo.close if _parks(op)}
         refused = self._links(todo.close, actual) if todo.close else []
         haunted = self._end_old_flows(todo.filter, actual)

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hostd.dataplane.nft.rules import fingerprint
-from hostd.desired import Actual, Admitted, ClassChains, Desired, Dirty, Tap
+from hostd.desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
 from hostd.forwarding import GATEWAY4_ROUTE, Delete, Link, Route, SetGroup
-from hostd.plan import Limits, Scope, everything, plan
-from hostd.ruleset import Guard, Rule
+from hostd.plan import Limits, Scope, everything, plan, whole_plan
+from hostd.ruleset import Guard, Rule, SetKind, SetSpec
 from hostd.settle import Settler
 from slash32.net import parse_prefix
 from tests.fake_kernel import FakeKernel, Killed, Model
@@ -21,6 +21,7 @@ from tests.scenes import FULL, TAPS, Scene, Settle, Step, lives
 
 BASE = Guard().group_base
 COUNT = 20 if FULL else 1
+MEMBERS: st.SearchStrategy[set[Member]] = st.sets(st.sampled_from([bytes((10, 65, 0, n)) for n in range(4)]))
 
 
 def host() -> Model:
@@ -95,6 +96,49 @@ def test_the_kernel_comes_to_hold_what_is_desired(steps: list[Step]) -> None:
     scene.rest()
     settle(scene, settler)
     settled(scene, model, settler)
+
+
+def _done(steps: list[Step]) -> tuple[object, ...]:
+    """What becomes of the kernel, and every operation it was handed."""
+    scene, model, operations = Scene(), host(), list[tuple[str, object]]()
+
+    def noted(what: str, item: object) -> bool:
+        operations.append((what, item))
+        return False
+
+    model.refuses = noted
+    settler = settler_of(scene, model)
+    settler.resync()
+    for step in [*steps, Settle()]:
+        if isinstance(step, Settle):
+            settle(scene, settler)
+        else:
+            scene.take(step)
+    return operations, model.log, model.tables, model.links, model.routes, settler.actual, settler.counters
+
+
+@many(50)
+@given(lives())
+def test_the_short_way_of_members_is_the_long_one(steps: list[Step]) -> None:
+    short = _done(steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hostd.settle.plan", whole_plan)
+        patch.setattr("hostd.dataplane.kernel._MEMBERS", frozenset())
+        assert _done(steps) == short
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.tuples(MEMBERS, MEMBERS)), st.sets(st.sampled_from("abc")),
+       st.sets(st.sampled_from("abc")), st.sets(st.sampled_from(["exempt", "stray", "extra"])))  # fmt: skip
+def test_the_short_way_plans_the_same(
+    members: dict[str, tuple[set[Member], set[Member]]], wanted: set[str], there: set[str], odd: set[str]
+) -> None:
+    spec = SetSpec(SetKind.ADDR4, 256)
+    desired, dirty = Desired(sets=dict.fromkeys(sorted(wanted), spec)), Dirty(members=dict(members))
+    actual = Actual(sets=dict.fromkeys(sorted(there), spec), exempt=frozenset({7} if "exempt" in odd else ()),
+                    strays=frozenset("x" if "stray" in odd else ()),
+                    extra_routes=(GATEWAY4_ROUTE,) if "extra" in odd else ())  # fmt: skip
+    scope = Scope(desired, actual, dirty, {}, Limits(BASE))
+    assert dirty.only_members and plan(scope) == whole_plan(scope)
 
 
 @many(50)
