@@ -118,6 +118,7 @@ def _shut(end: socket.socket) -> None:
 class Tls:
     folder: Path
     usage: str = "serverAuth,clientAuth"  # of the members' certificates
+    names: str = "IP:127.0.0.1"
 
     @property
     def ca(self) -> Path:
@@ -129,7 +130,7 @@ class Tls:
         if not (self.folder / f"{ca}.pem").exists():
             self._openssl("req -x509 -nodes -days 2 -subj /CN=test-ca", ca, "-out", f"{ca}.pem")
         self._openssl(f"req -nodes -subj /CN={name}", name, "-out", f"{name}.csr")
-        (self.folder / f"{name}.ext").write_text(f"subjectAltName=IP:127.0.0.1\nextendedKeyUsage={usage}\n")
+        (self.folder / f"{name}.ext").write_text(f"subjectAltName={self.names}\nextendedKeyUsage={usage}\n")
         self._run(
             f"openssl x509 -req -in {name}.csr -CA {ca}.pem -CAkey {ca}.key -CAcreateserial -days 2"
             f" -extfile {name}.ext -out {name}.pem"

@@ -138,7 +138,8 @@ def test_hosts_of_a_killed_dispatcher_are_soon_at_another(trio: Trio) -> None:
         assert sum(grown) - sum(sent) < 400 * (len(lost) + 1)
         for one in others:
             trio.wait_live(one, revision)
-            assert {item["dispatcher"] for item in one.get("/v1/hosts")["items"]} <= {each.name for each in others}
+            names = {each.name for each in others}
+            trio.until(lambda one=one, names=names: {i["dispatcher"] for i in one.get("/v1/hosts")["items"]} <= names)
         victim.start()
         trio.follow(revision)
     check()

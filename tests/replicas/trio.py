@@ -22,6 +22,8 @@ PATIENCE = 40.0  # seconds until a condition that should hold is given up
 class One(Dispatcher):
     """A dispatcher of several. `etcd` are the relays to the members, `door` is where the others knock."""
 
+    address = "127.0.0.1"
+
     def __init__(self, folder: Path, name: str, cluster: Etcd, prefix: str) -> None:
         folder.mkdir()
         super().__init__(folder)
@@ -55,7 +57,7 @@ class One(Dispatcher):
 
     @property
     def place(self) -> Place:
-        return Place(f"tcp://127.0.0.1:{self.port}", self.public_key)
+        return Place(f"tcp://{self.address}:{self.port}", self.public_key)
 
     def cut(self, etcd: bool = True, others: bool = True) -> None:
         """What it hears and says goes nowhere; no connection is closed."""
@@ -83,7 +85,7 @@ class One(Dispatcher):
         return int(self.get("/v1/status")["revision"])
 
     def metric(self, name: str) -> float:
-        lines = self.text_of("/v1/metrics").splitlines()
+        lines = self.text_of("/metrics").splitlines()
         return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
     def text_of(self, path: str) -> str:
