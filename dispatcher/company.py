@@ -28,6 +28,7 @@ SHARE = 20  # of the time, one part goes into rolls at most
 LOST = 0.6  # seconds without a store until hosts are sent to those who have it: by then these know whether they do
 AGAIN = 60.0  # seconds until a host that came back, since nobody else took it, is sent to one that has the store
 FORWARDED = 0.8 * SECONDS  # seconds for hosts' answers to another dispatcher, which waits for those of all of them
+INSISTS = 10.0  # seconds for which an operator's word about hosts elsewhere is said again
 KNOWN = 0.2  # seconds until the others know our key
 
 
@@ -44,6 +45,7 @@ class Company:
         self._puzzled = -AGAIN  # when a word that could not be used was last told of
         self._lost: float | None = None  # since when only we are without a store, as far as is known
         self._asked: dict[int, tuple[Inquiry, dict[str, int]]] = {}  # by our question's number: hosts' numbers
+        self._adopting: dict[frozenset[str] | None, tuple[float, float]] = {}  # since when, and when to say it again
         self._seq = 0
 
     @property
@@ -149,8 +151,19 @@ class Company:
         found = self.peers.others(now)
         held = [host for host, (_, there) in found.items() if there.held and (names is None or host in names)]
         if held or names is None:
-            self.out.append(("", rolls.encode(self._core.name, Adopt(None if names is None else tuple(held)))))
+            self._adopting[None if names is None else frozenset(held)] = (now, now)
         return held
+
+    def _adopt_again(self, now: float) -> None:
+        """A word may be lost: it is said until it is seen to be done."""
+        found = self.peers.others(now)
+        for names, (begun, due) in list(self._adopting.items()):
+            if now >= due:
+                self.out.append(("", rolls.encode(self._core.name, Adopt(None if names is None else tuple(names)))))
+                self._adopting[names] = begun, now + LATEST
+            done = not any(there.held and (names is None or host in names) for host, (_, there) in found.items())
+            if done or now - begun > INSISTS:
+                del self._adopting[names]
 
     def tick(self, now: float) -> None:
         """To be called often: says what is due."""
@@ -158,6 +171,7 @@ class Company:
         if not others or self._joined is None or now - self._joined < KNOWN:
             return
         self.peers.forget(others)
+        self._adopt_again(now)
         if now - self._told >= (self._pause if self.moved else LATEST):
             self._told, self.moved = now, False
             self.out.append(("", rolls.encode(self._core.name, self._own(now))))

@@ -436,3 +436,21 @@ def test_a_command_that_is_refused_elsewhere_is_refused_here(three: Three) -> No
     with pytest.raises(Refused, match="p"):
         second.result(0)
     three.check()
+
+
+def test_adopt_is_said_until_it_is_done(three: Three) -> None:
+    host, (one, other, _) = three.guests["h1"], three.cores
+    host.replica.epoch = "another"
+    three.connect("h1", one)
+    three.settle()
+    assert host.held and other.company.presences(three.now)["h1"][1].held
+    host.held = False
+    asked = three.do(other, lambda core: fleet.adopt(core, ["h1"]))
+    assert asked.result(0) == {"adopted": ["h1"]}
+    three.said.clear()  # it is lost
+    pass_time(three, 3.0)
+    three.settle()
+    assert host.replica.epoch == "e" and not host.held and host.at is one
+    pass_time(three, 3.0)
+    assert not any(isinstance(decode(word)[1], Adopt) for _, word in three.said)
+    assert not other.company.presences(three.now)["h1"][1].held
