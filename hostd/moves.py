@@ -19,7 +19,8 @@ def turned(taps: Mapping[int, Tap], actual: Actual, new: Collection[ClassChains]
         if have.group in actual.classes and ifindex in taps:
             leaving.setdefault(have.group, set()).add(taps[ifindex].chains)
     stay = {tap.chains for tap in taps.values()}
-    for group in {*actual.foreign_groups.values(), *(g for g in leaving if actual.classes[g] in stay)}:
+    unknown = (have.group for ifindex, have in actual.taps.items() if ifindex not in taps)
+    for group in {*actual.foreign_groups.values(), *unknown, *(g for g in leaving if actual.classes[g] in stay)}:
         leaving.pop(group, None)  # somebody is in it, or comes
     return {only: group for group, (only, *more) in leaving.items() if not more and only in new}
 
