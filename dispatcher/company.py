@@ -26,6 +26,7 @@ SOONEST, LATEST = 0.005, 1.0  # seconds between two rolls: when something change
 ALARMS = 20  # of one host, in a roll
 SHARE = 20  # of the time, one part goes into rolls at most
 LOST = 0.6  # seconds without a store until hosts are sent to those who have it: by then these know whether they do
+TOGETHER = 1.5  # seconds more, where others were without it, too: not all get it back at the same moment
 AGAIN = 60.0  # seconds until a host that came back, since nobody else took it, is sent to one that has the store
 FORWARDED = 0.8 * SECONDS  # seconds for hosts' answers to another dispatcher, which waits for those of all of them
 INSISTS = 10.0  # seconds for which an operator's word about hosts elsewhere is said again
@@ -242,7 +243,7 @@ class Company:
             self._lost, self.moved = now, True
         fresh = [roll.healthy for _, roll in self.peers.fresh(now)]
         if fresh and not any(fresh):
-            self._lost, self.away = now, ""
+            self._lost, self.away = now + TOGETHER, ""
         if now - self._lost < LOST:
             return
         self.away = wire.AWAY + "this one has lost its store"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from dispatcher_rig import guest, policy
-from trio import Guest, Trio, content
+from trio import Trio, content
 
 from slash32.keys import load_or_create_key, next_file
 
@@ -94,10 +94,6 @@ def test_adopted_by_a_word_at_another(trio: Trio) -> None:
     assert (status, body["adopted"]) == (200, ["h2"])
     trio.until(lambda: host.in_sync)
     trio.until(lambda: all(one.get("/v1/status")["held"] == {} for one in trio.all))
-
-
-def host_of(trio: Trio, n: int) -> Guest:
-    return trio.hosts[n - 1]
 
 
 def test_an_operators_word_holds_at_all_at_once(trio: Trio) -> None:

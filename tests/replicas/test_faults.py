@@ -207,10 +207,10 @@ def test_one_that_nobody_else_relieves_keeps_its_hosts(trio: Trio) -> None:
     for member in trio.cluster.members[1:]:
         member.pause()
     trio.until(lambda: left.get("/v1/status")["store"] != "ok")
-    trio.for_a_while(6.0)  # that is what it is about: whether they stay
+    trio.for_a_while(4.0)  # that is what it is about: whether they stay
     trio.until(lambda: all(host.at is left for host in hosts))
     moves = [len(host.events) for host in hosts]
-    trio.for_a_while(3.0)
+    trio.for_a_while(2.0)
     assert [len(host.events) for host in hosts] == moves
     assert all(host.replica.revision == revision for host in hosts)
     for member in trio.cluster.members[1:]:

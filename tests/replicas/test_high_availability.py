@@ -50,6 +50,7 @@ class Fleet:
         self.tls = Tls(folder / "tls", names=",".join(["IP:127.0.0.1", *(f"IP:{NET}{n}" for n in (1, 2, 3))]))
         self.members: list[subprocess.Popen[bytes]] = []
         self.all: list[Machine] = []
+        self.hosts: list[Guest] = []
 
     def local(self, text: str) -> str:
         return text.replace("10.0.0.", NET).replace("/etc/etcd/", f"{self.folder}/tls/")
@@ -67,6 +68,8 @@ class Fleet:
         self.tls.made("client")
 
     def end(self) -> None:
+        for host in self.hosts:
+            host.stop()
         for machine in self.all:
             if machine.runs:
                 machine.kill()
@@ -104,7 +107,7 @@ def test_the_page_as_it_stands(fleet: Fleet, tmp_path: Path) -> None:
     assert list(shown.dispatchers()) == places
     host = Guest(trio, "h1", [])
     host.places = tuple(map(type(fleet.all[0].place), *zip(*places, strict=True)))
-    trio.hosts = [host]
+    trio.hosts = fleet.hosts = [host]
     trio.follow(fleet.all[0].apply(host.resource()))
     host.start()
     trio.until(lambda: host.in_sync)

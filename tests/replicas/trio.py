@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dispatcher_rig import REPO, Dispatcher, FakeHost, turn
+from dispatcher_rig import _Unix as Unix
 from etcd_rig import Etcd, Relay
 
-from hostd.feed import Applied, Feed, FeedConfig, FeedEvent, Held, Place
-from slash32.keys import load_or_create_key
+from hostd.feed import Applied, FeedEvent, Held, Place
 
 PATIENCE = 40.0  # seconds until a condition that should hold is given up
 
@@ -89,9 +89,7 @@ class One(Dispatcher):
         return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
     def text_of(self, path: str) -> str:
-        from dispatcher_rig import _Unix
-
-        connection = _Unix(self.socket)
+        connection = Unix(self.socket)
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
@@ -205,10 +203,3 @@ class Trio:
 def content(saved: Any) -> dict[str, Any]:
     """Of a backup: what it holds, by what it is."""
     return {"epoch": saved["epoch"], "revision": saved["revision"], "records": sorted(map(str, saved["records"]))}
-
-
-def new_key(folder: Path, name: str) -> str:
-    return load_or_create_key(folder / f"{name}.key").public
-
-
-__all__ = ["Feed", "FeedConfig", "Guest", "One", "Trio", "content", "new_key"]

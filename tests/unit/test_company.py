@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dispatcher import fleet, operators
 from dispatcher.commits import Commit, Failed, Foreign, Head, Landed, Outcome, Saved, decode_writes, encode_writes
-from dispatcher.company import AGAIN, LOST
+from dispatcher.company import AGAIN, LOST, TOGETHER
 from dispatcher.core import Core
 from dispatcher.inputs import Command, Refused
 from dispatcher.rolls import FRESH, Adopt, Answer, Peers, Presence, Question, Roll, decode, encode
@@ -403,7 +403,7 @@ def test_where_nobody_has_the_store_hosts_stay(three: Three) -> None:
     pass_time(three, 10)
     assert "h1" in three.cores[0].connected
     three.store(three.cores[1]).trouble = ""  # they do not all get it back at the same moment
-    pass_time(three, LOST / 2)
+    pass_time(three, LOST + TOGETHER / 2)
     for core in three.cores:
         three.store(core).trouble = ""
     pass_time(three, 5)
