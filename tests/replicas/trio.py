@@ -2,7 +2,10 @@
 # each dispatcher and etcd, and in front of each for the others, stands a relay that can be cut or swallow all.
 from __future__ import annotations
 
+import contextlib
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +22,15 @@ from hostd.feed import Applied, FeedEvent, Held, Place
 PATIENCE = 40.0  # seconds until a condition that should hold is given up
 
 
+def quiet_port() -> int:
+    """None that the kernel gives to one of the many connections here before a dispatcher has it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+
+
 class One(Dispatcher):
     """A dispatcher of several. `etcd` are the relays to the members, `door` is where the others knock."""
 
@@ -27,7 +39,7 @@ class One(Dispatcher):
     def __init__(self, folder: Path, name: str, cluster: Etcd, prefix: str) -> None:
         folder.mkdir()
         super().__init__(folder)
-        self.name = name
+        self.name, self.port = name, quiet_port()
         self.etcd = [Relay(member.client_port) for member in cluster.members]
         self.door = Relay(self.port)
         scheme = "https" if cluster.tls else "http"
