@@ -13,7 +13,7 @@ from impostor import Hostile
 
 from slash32 import wire
 from slash32.model import Endpoint, SharedAddress
-from slash32.net import parse_address, parse_prefix
+from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import Kind
 from slash32.wire import Ack, Answer, Claim, Claimed, Delta, Hello, Ping, Pong, Refused, Release, Report, Snapshot
 
@@ -65,7 +65,8 @@ def unharmed(liar: Hostile, number: int = 50) -> None:
     held = owners(liar)
     assert held[guest(2).key.uuid] == held[one.key.uuid] == "h2"
     host.release(one.key)
-    until(lambda: one.key.uuid not in owners(liar), [host])
+    there = host_prefix(one.addresses[0])
+    until(lambda: one.key.uuid not in owners(liar) and there not in host.objects(Kind.ROUTE), [host])
     log = liar.rack.dispatcher.log.read_text()[liar.said :]
     assert "Traceback" not in log and len(log) < 100_000
 
