@@ -103,7 +103,7 @@ class Company:
         core = self._core
         further = self.peers.take(name, roll, now)
         for host in core.connected.keys() & roll.hosts.keys():
-            if roll.hosts[host].age < now - core.connected[host].begun:
+            if roll.hosts[host].age <= now - core.connected[host].begun:
                 core.drop(host, f"is connected to dispatcher {name} now")
         for _, before, settled in further:
             core.commits.elsewhere(before, settled, now)

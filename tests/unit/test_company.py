@@ -2,12 +2,13 @@
 # go from one to the other. Whatever the order, they never disagree about what a revision holds.
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatcher import fleet, operators
@@ -298,7 +299,8 @@ def play(three: Three, step: tuple[Any, ...]) -> None:
 
 
 @given(st.lists(STEP, max_size=40))
-@settings(max_examples=120, deadline=None)
+@example([("claim", "h1", 1, 1), ("connect", "h1", 0), ("connect", "h1", 1)])  # at the same moment
+@settings(max_examples=5000 if os.environ.get("SLASH32_COUNTS") == "full" else 120, deadline=None)
 def test_they_never_disagree(steps: list[tuple[Any, ...]]) -> None:
     three = Three()
     for step in steps:
