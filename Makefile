@@ -20,7 +20,7 @@ APT := python3 python3-venv python3-libvirt python3-pyroute2 python3-zmq python3
  nftables iptables ipset iproute2 conntrack tcpdump iputils-ping procps kmod util-linux openssh-client \
  mmdebstrap cpio gcc libc6-dev build-essential debhelper dh-python python3-setuptools fakeroot dpkg-dev lintian \
  ansible-core etcd-server etcd-client openssl faketime e2fsprogs
-PIP := pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.15 ruff==0.17.6 mypy==2.4.1 \
+PIP := pytest==9.2.0 pytest-timeout==2.4.0 pytest-xdist==3.8.0 hypothesis==6.170.15 ruff==0.17.6 mypy==2.4.1 \
  types-PyYAML==6.0.12.20261113 lxml-stubs==0.5.1
 # Without what it would bring along: it wants another rich than Debian's, which the tests of the command must not meet.
 PIP_ALONE := schemathesis==4.32.5 harfile==0.6.0 hypothesis-graphql==0.13.5 graphql-core==3.3.2 jsonschema-rs==0.60.3 \
@@ -54,7 +54,7 @@ $(STAMP): Makefile
 check: deps
 	.venv/bin/ruff check .
 	.venv/bin/mypy --strict $(ROOMS)
-	$(PY) -m pytest -q tests/unit
+	$(PY) -m pytest -q -n 2 tests/unit
 
 test: export SLASH32_COUNTS = reduced
 test-full: export SLASH32_COUNTS = full
