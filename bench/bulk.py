@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench.measure import Case, Report, measure
 from bench.rig import Host, Namespace, Recording, raw_sockets, world
-from hostd.absorb import absorb
-from hostd.forwarding import Add, Delete, Route
-from hostd.ruleset import SetKind, SetSpec
+from hostd.compiler.absorb import absorb
+from hostd.compiler.forwarding import Add, Delete, Route
+from hostd.compiler.ruleset import SetKind, SetSpec
 from slash32.net import Prefix, format_address
 from slash32.pack import AddressSet, Kind
 from slash32.sync import Applied

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bench.measure import Report, measure
-from hostd.inbox import Inbox
+from hostd.guests.inbox import Inbox
 from slash32.tag import parse_domain
 
 REPO = Path(__file__).resolve().parents[1]

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from bench.measure import Case, Report, Stats, collect, stats
 from bench.rig import NOBODY, Host, Recording, raw_sockets, world
+from hostd.compiler.world import World
 from hostd.dataplane.host import boot_id
 from hostd.journal import Journal
 from hostd.memory import Memory
-from hostd.report import bring_up_to_date
-from hostd.world import World
+from hostd.reporting.report import bring_up_to_date
 from slash32.pack import MASK, Kind, digest_of
 from slash32.sync import Applied
 from slash32.wire import Put, Snapshot
@@ -131,7 +131,7 @@ class Site:
         while True:
             bring_up_to_date(self.run / "hook.sock")
             with contextlib.suppress(FileNotFoundError):
-                found: dict[str, Any] = json.loads((self.run / "hostd.status").read_text())
+                found: dict[str, Any] = json.loads((self.run / "hostd.reporting.status").read_text())
                 if found["pid"] == self.daemon.pid:
                     return found
             if time.monotonic() > deadline:

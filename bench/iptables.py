@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from bench import bulk, endpoint, packets
 from bench.measure import Case, Report, Stats, collect, stats
 from bench.rig import BOTH, Host, Namespace
-from hostd.absorb import absorb
+from hostd.compiler.absorb import absorb
+from hostd.compiler.world import World
 from hostd.daemon import POLL
 from hostd.dataplane.filter import IPTABLES, NFTABLES
 from hostd.dataplane.iptables.table import IptablesFilter
-from hostd.world import World
 from slash32.net import format_address, parse_prefix
 from slash32.pack import Kind
 from slash32.policy import Action, Peer, Policy, PortRange, Rule

@@ -11,8 +11,8 @@ import sys
 from dataclasses import replace
 
 from bench.measure import Case, Report, measure
-from dispatcher.fanout import Fanout
-from dispatcher.registry import Registry
+from dispatcher.hosts.fanout import Fanout
+from dispatcher.registry.registry import Registry
 from slash32 import selector as selectors
 from slash32.model import Endpoint, EndpointKey, Host
 from slash32.policy import Action, Direction, Peer, Policy, Rule

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 
 from bench.measure import Report, Stats, stats
 from bench.rig import BOTH, Host, Namespace, address4, endpoint
+from hostd.compiler.world import World
 from hostd.dataplane.netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, message
-from hostd.world import World
 from slash32.net import format_address, parse_prefix
 from slash32.pack import AddressSet
 from slash32.policy import Action, Peer, Policy, PortRange, Rule, Tier

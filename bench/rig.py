@@ -12,7 +12,13 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 
-from hostd.calc import Calculation
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.calc import Calculation
+from hostd.compiler.desired import Dirty
+from hostd.compiler.forwarding import Failure, SetGroup
+from hostd.compiler.ruleset import Guard
+from hostd.compiler.world import World
 from hostd.dataplane import sysctl, uplink
 from hostd.dataplane.filter import NFTABLES
 from hostd.dataplane.groups import Groups
@@ -20,13 +26,7 @@ from hostd.dataplane.kernel import Kernel
 from hostd.dataplane.monitor import Monitor
 from hostd.dataplane.netlink import NetlinkSocket
 from hostd.dataplane.nft.transaction import NOTHING
-from hostd.desired import Dirty
-from hostd.forwarding import Failure, SetGroup
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
 from hostd.state import Carrier, Local, Locals, Phase
-from hostd.world import World
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_prefix
 from slash32.pack import AddressSet

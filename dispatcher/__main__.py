@@ -20,12 +20,12 @@ from slash32.errors import Slash32Error
 from slash32.keys import load_or_create_key
 from slash32.usage import Parser
 
-from . import stores
 from .api import Api
+from .api.tokens import ROLES, make
 from .config import PATH, Config, ConfigError, load
 from .core import Core
 from .loop import Bell, Loop
-from .tokens import ROLES, make
+from .store import stores
 
 log = logging.getLogger("slash32.dispatcher")
 

@@ -17,16 +17,16 @@ from slash32.pack import pack_endpoint
 from slash32.sync import NO_SESSION
 from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
 
-from .claims import Claims
-from .commits import ANY, Commit, Holding, Store, Table
-from .company import Company
-from .fanout import Fanout, Frames
-from .inputs import Command, Said
-from .ledger import DISPATCHER, Ledger
-from .live import Commits
+from .decisions.claims import Claims
+from .decisions.inputs import Command, Said
+from .decisions.ledger import DISPATCHER, Ledger
+from .decisions.turns import Turns
+from .hosts.fanout import Fanout, Frames
+from .hosts.live import Commits
+from .hosts.questions import SECONDS, Inquiry, Questions
 from .metrics import Counts
-from .questions import SECONDS, Inquiry, Questions
-from .turns import Turns
+from .replicas.company import Company
+from .store.commits import ANY, Commit, Holding, Store, Table
 
 log = logging.getLogger("slash32.dispatcher")
 

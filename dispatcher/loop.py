@@ -22,11 +22,11 @@ from slash32.errors import Slash32Error
 from slash32.keys import KeyPair
 from slash32.notify import notify
 
-from . import fleet
 from .core import Core
-from .inputs import Command, Refused
-from .links import Links
-from .zap import DOMAIN, Zap
+from .decisions.inputs import Command, Refused
+from .hosts.zap import DOMAIN, Zap
+from .operators import fleet
+from .replicas.links import Links
 
 if TYPE_CHECKING:
     Context = zmq.Context[zmq.Socket[bytes]]

@@ -14,7 +14,7 @@ from slash32.usage import Parser
 
 from . import config as settings
 from .config import Config, ConfigError, Unusable
-from .inbox import InboxError
+from .guests.inbox import InboxError
 
 _HELP = """\
 Keeps this hypervisor's guests connected: routes, neighbours and the packet filter follow what libvirt runs here and
@@ -140,7 +140,7 @@ def _diff(config: Config, _: argparse.Namespace) -> int:
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> int:
-    from .report import show
+    from .reporting.report import show
 
     return show(config.run_dir, arguments.output)
 
@@ -165,7 +165,7 @@ def _guard(config: Config, arguments: argparse.Namespace) -> int:
     if machine.follows:
         return 0  # the other packet filter's guard stands, until hostd has loaded all into this one
     if arguments.first_install:
-        from .first_install import running_untagged
+        from .guests.first_install import running_untagged
 
         machine.kernel.load(exempt=running_untagged(config))
         return 0

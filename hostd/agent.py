@@ -14,17 +14,17 @@ from slash32.sync import Replica
 from slash32.tag import Domain, Nic, quote
 from slash32.wire import Failure
 
-from .calc import Calculation
-from .claims import Claims, reportable
-from .desired import Dirty
-from .settle import Settler
-from .starting import Answer, Waiting, conflict, outside
+from .change.settle import Settler
+from .compiler.calc import Calculation
+from .compiler.desired import Dirty
+from .guests.claims import Claims, reportable
+from .guests.starting import Answer, Waiting, conflict, outside
 from .state import Local, Locals, Phase, isolate_ungranted, without_carrier
 
 log = logging.getLogger("slash32.hostd")
 
 class Feed(Protocol):
-    """The dispatcher, as hostd.feed has it."""
+    """The dispatcher, as hostd.session.feed has it."""
 
     @property
     def connected(self) -> bool: ...

@@ -14,7 +14,7 @@ from slash32.errors import Slash32Error, quoted
 from slash32.journal import FORMATS
 from slash32.net import Address, format_address, parse_address, parse_prefix
 
-from .ruleset import GROUP_MASK, Guard
+from .compiler.ruleset import GROUP_MASK, Guard
 
 PATH = Path("/etc/slash32/hostd.toml")
 STATE = Path("/var/lib/slash32")

@@ -19,11 +19,12 @@ from slash32.notify import notify
 from slash32.process import usage
 from slash32.sync import Applied, Held
 
-from . import metrics, status
-from .absorb import absorb
 from .agent import Agent
-from .answers import Answers
-from .calc import Calculation
+from .change.plan import Limits
+from .change.settle import Settler
+from .compiler.absorb import absorb
+from .compiler.calc import Calculation
+from .compiler.world import world_of
 from .config import Config, listening
 from .dataplane import monitor as kernel_says
 from .dataplane.filter import IPTABLES
@@ -31,18 +32,17 @@ from .dataplane.host import Machine, boot_id
 from .dataplane.monitor import Monitor
 from .dataplane.netlink import Overrun
 from .dataplane.witness import Witness
-from .ear import Ear
-from .exempt import listed
-from .feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Missed, Place
-from .inbox import STATUS, Inbox, Request
+from .guests.ear import Ear
+from .guests.exempt import listed
+from .guests.inbox import STATUS, Inbox, Request
 from .journal import Journal
-from .logs import Logs
 from .memory import Memory
-from .plan import Limits
-from .scrape import Page, Scrape
-from .settle import Settler
-from .staged import StagedCounts
-from .world import world_of
+from .reporting import metrics, status
+from .reporting.answers import Answers
+from .reporting.logs import Logs
+from .reporting.scrape import Page, Scrape
+from .reporting.staged import StagedCounts
+from .session.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Missed, Place
 
 log = logging.getLogger("slash32.hostd")
 
@@ -372,7 +372,7 @@ class Daemon:
         now = status.signature(self.agent, self.memory.trouble, staged)
         if now != self._said:
             self._said = now
-            path = self.config.run_dir / "hostd.status"
+            path = self.config.run_dir / "hostd.reporting.status"
             fresh = path.with_suffix(".new")
             said = status.of(self.agent, os.getpid(), self.memory.trouble)
             said |= {"staged": staged, "packet_filter": self.machine.packet_filter}

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from slash32.net import format_address
 
-from .calc import Calculation
+from .change.plan import DelChain, DelClass, Limits, describe
+from .change.settle import Settler
+from .compiler.calc import Calculation
+from .compiler.desired import ClassChains, Desired, Tap
+from .compiler.forwarding import Route, TapAddress
+from .compiler.names import height, is_derived
+from .compiler.world import world_of
 from .config import Config
 from .dataplane.choice import chosen
 from .dataplane.filter import IPTABLES
 from .dataplane.host import Machine, boot_id, guard_of
 from .dataplane.nft.admission import Admission
 from .dataplane.nft.render import Content, render
-from .desired import ClassChains, Desired, Tap
-from .forwarding import Route, TapAddress
 from .journal import Journal
 from .memory import Memory
-from .names import height, is_derived
-from .plan import DelChain, DelClass, Limits, describe
-from .settle import Settler
-from .world import world_of
 
 
 def compiled(config: Config) -> str:

@@ -1,5 +1,5 @@
 # Owns: what both daemons measure: families of metrics, histograms, Prometheus's text format. Pure. Names are declared
-# once, next to what they mean (hostd/metrics.py, dispatcher/metrics.py); docs/monitoring.md lists them all.
+# once, next to what they mean (hostd/reporting/metrics.py, dispatcher/metrics.py); docs/monitoring.md lists them all.
 # Why not python3-prometheus-client: docs/decisions/0010-metrics.md.
 from __future__ import annotations
 

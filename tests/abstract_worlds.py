@@ -10,12 +10,19 @@ from functools import lru_cache
 
 from hypothesis import strategies as st
 
-from hostd.calc import Calculation
-from hostd.desired import Desired
-from hostd.judge import Judgement, View, Ways, judge
-from hostd.ruleset import HOST_FORWARD_IN, HOST_FORWARD_OUT, HOST_FROM_GUESTS, HOST_IN, HOST_OUT, HOST_TO_GUESTS
+from hostd.compiler.calc import Calculation
+from hostd.compiler.desired import Desired
+from hostd.compiler.ruleset import (
+    HOST_FORWARD_IN,
+    HOST_FORWARD_OUT,
+    HOST_FROM_GUESTS,
+    HOST_IN,
+    HOST_OUT,
+    HOST_TO_GUESTS,
+)
+from hostd.compiler.world import World as Told
+from hostd.revocation.judge import Judgement, View, Ways, judge
 from hostd.state import Carrier, Local, Locals, Phase
-from hostd.world import World as Told
 from slash32 import selector as selectors
 from slash32.model import Endpoint
 from slash32.net import Address, Prefix, parse_address, parse_prefix

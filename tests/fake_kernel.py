@@ -6,16 +6,10 @@ import errno
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from hostd.chains import targets
-from hostd.dataplane.groups import Groups
-from hostd.dataplane.kernel import Kernel
-from hostd.dataplane.netlink import Refusal
-from hostd.dataplane.nft.admission import Admission
-from hostd.dataplane.nft.reading import Actual as Dumped
-from hostd.dataplane.nft.rules import fingerprint
-from hostd.dataplane.nft.transaction import TransactionRefused
-from hostd.desired import Member
-from hostd.forwarding import (
+from hostd.change.plan import Admit, PutSysctls
+from hostd.compiler.chains import targets
+from hostd.compiler.desired import Member
+from hostd.compiler.forwarding import (
     Add,
     Delete,
     Failure,
@@ -29,10 +23,16 @@ from hostd.forwarding import (
     TapAddress,
     Way,
 )
-from hostd.judge import within
-from hostd.plan import Admit, PutSysctls
-from hostd.revoke import Flow, OwnSocket
-from hostd.ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, InSet, Rule, SetKind, SetSpec
+from hostd.compiler.ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, InSet, Rule, SetKind, SetSpec
+from hostd.dataplane.groups import Groups
+from hostd.dataplane.kernel import Kernel
+from hostd.dataplane.netlink import Refusal
+from hostd.dataplane.nft.admission import Admission
+from hostd.dataplane.nft.reading import Actual as Dumped
+from hostd.dataplane.nft.rules import fingerprint
+from hostd.dataplane.nft.transaction import TransactionRefused
+from hostd.revocation.judge import within
+from hostd.revocation.revoke import Flow, OwnSocket
 from slash32.net import Address, Prefix, host_prefix
 
 

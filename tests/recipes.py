@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from hostd.calc import Calculation
-from hostd.desired import Desired
-from hostd.judge import View, Ways, judge
-from hostd.ruleset import (
+from hostd.compiler.calc import Calculation
+from hostd.compiler.desired import Desired
+from hostd.compiler.ruleset import (
     HOST_FORWARD_IN,
     HOST_FORWARD_OUT,
     HOST_FROM_GUESTS,
@@ -21,8 +20,9 @@ from hostd.ruleset import (
     HOST_OUT,
     HOST_TO_GUESTS,
 )
+from hostd.compiler.world import World as Told
+from hostd.revocation.judge import View, Ways, judge
 from hostd.state import Carrier, Local, Locals, Phase
-from hostd.world import World as Told
 from slash32 import selector as selectors
 from slash32.cli.explain import Traffic, _end, _families, parse_traffic
 from slash32.documents import load_yaml

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from hostd.absorb import absorb
-from hostd.calc import Calculation
-from hostd.desired import Desired, Dirty
+from hostd.compiler.absorb import absorb
+from hostd.compiler.calc import Calculation
+from hostd.compiler.desired import Desired, Dirty
+from hostd.compiler.world import world_of
 from hostd.state import Carrier, Local, Locals, Phase
-from hostd.world import world_of
 from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import MASK, AddressSet, Kind, ObjectKey, Value, digest_of

@@ -10,9 +10,9 @@ from aiohttp import web
 
 from slash32.errors import quoted
 
-from ..inputs import Refused
-from ..tokens import TokenError, Tokens
+from ..decisions.inputs import Refused
 from .gate import Peer
+from .tokens import TokenError, Tokens
 
 log = logging.getLogger("slash32.dispatcher.api")
 

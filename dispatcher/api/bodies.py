@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from slash32.errors import quoted
 
-from ..inputs import Refused
+from ..decisions.inputs import Refused
 from .gate import gate_of
 
 MOST = 32 << 20  # bytes

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ..commits import Commit
-from ..inputs import Refused
+from ..decisions.inputs import Refused
 from ..metrics import Counts
-from ..watchers import WATCHERS, Watcher, Watchers, alive
+from ..store.commits import Commit
 from .bodies import whole
 from .gate import gate_of
+from .watchers import WATCHERS, Watcher, Watchers, alive
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

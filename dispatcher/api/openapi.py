@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..commits import AUDIT_KEPT
+from ..store.commits import AUDIT_KEPT
 from .schemas import DISPATCHER_NAME, HOST_NAME, KEY, NUMBER, SCHEMAS, Schema, given, many, ref, shown
 
 _REFUSED = {

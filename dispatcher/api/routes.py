@@ -19,11 +19,15 @@ from slash32.process import usage
 from slash32.resources import API_VERSION
 from slash32.wire import MAX_QUESTION
 
-from .. import backups, fleet, metrics, operators, questions
-from ..commits import AUDIT_KEPT, Saved
+from .. import metrics
 from ..core import Core
-from ..inputs import Refused
+from ..decisions.inputs import Refused
+from ..hosts import questions
 from ..loop import Loop
+from ..operators import fleet
+from ..operators import resources as operators
+from ..store import backups
+from ..store.commits import AUDIT_KEPT, Saved
 from .bodies import MOST_OF_A_BACKUP, flag, read_fields, read_json, whole
 from .events import STALL, Events
 from .gate import gate_of

@@ -8,7 +8,7 @@ from slash32 import hosts, resources
 from slash32.decode import NAME, NAME_LIMIT
 from slash32.schema import schema_of
 
-from ..questions import MOST
+from ..hosts.questions import MOST
 
 Schema = dict[str, Any]
 _UNKNOWN = ("$schema", "title", "propertyNames", "dependentRequired")  # to OpenAPI 3.0

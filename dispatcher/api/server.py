@@ -15,14 +15,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from slash32.errors import quoted
 
 from ..config import Config
-from ..inputs import Refused
+from ..decisions.inputs import Refused
 from ..loop import Loop
-from ..tokens import TokenError, Tokens
 from .access import Access
 from .events import Events
 from .gate import gate_of
 from .listening import ApiError, Certificate, Door, tcp_sockets, unix_socket
 from .routes import CALLER, Handler, Route, Routes, answer
+from .tokens import TokenError, Tokens
 
 __all__ = ["Api", "ApiError"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..ruleset import Guard, Rule, SetKind, SetSpec
+from ..compiler.ruleset import Guard, Rule, SetKind, SetSpec
 from .nft.admission import Admission
 from .nft.counters import Counts
 from .nft.elements import Member

@@ -15,8 +15,8 @@ from slash32.notify import ALIVE, notify
 from slash32.policy import Icmp
 from slash32.verdict import Packet
 
-from ..judge import within
-from ..revoke import Flow
+from ..revocation.judge import within
+from ..revocation.revoke import Flow
 from .netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, Wanted, attr, attribute_map, message, nest, u32
 
 _GET, _DELETE = 0x101, 0x102

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..forwarding import Failure, SetGroup
+from ..compiler.forwarding import Failure, SetGroup
 
 _LINKS = "/sys/class/net"
 

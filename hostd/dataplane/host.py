@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..compiler.ruleset import Guard
 from ..config import Config
-from ..ruleset import Guard
 from . import sysctl, uplink
 from .choice import chosen
 from .filter import IPTABLES, NFTABLES, is_there, opened

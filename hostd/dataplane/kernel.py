@@ -8,10 +8,8 @@ from typing import TypeGuard
 
 from slash32.net import Address, Prefix
 
-from ..desired import Actual, Admitted, ClassChains, Dirty
-from ..forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress, Way
-from ..moves import PARKED
-from ..plan import (
+from ..change.moves import PARKED
+from ..change.plan import (
     AddMembers,
     AddSet,
     Admit,
@@ -31,9 +29,11 @@ from ..plan import (
     Shrink,
     Sweep,
 )
-from ..revoke import Flow, OwnSocket
-from ..ruleset import GROUP_MASK, Guard, Rule, SetKind
-from ..settle import Refused
+from ..change.settle import Refused
+from ..compiler.desired import Actual, Admitted, ClassChains, Dirty
+from ..compiler.forwarding import Add, Failure, Link, Operation, Replace, Route, SetGroup, TapAddress, Way
+from ..compiler.ruleset import GROUP_MASK, Guard, Rule, SetKind
+from ..revocation.revoke import Flow, OwnSocket
 from . import sockets, sysctl
 from .filter import NFTABLES, PacketFilter, Transaction, opened
 from .flows import Flows

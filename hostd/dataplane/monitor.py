@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from slash32.net import Prefix
 
-from ..forwarding import Link, Neighbour, Route, TapAddress
+from ..compiler.forwarding import Link, Neighbour, Route, TapAddress
 from . import netlink, sieve
 from .netlink import NLM_F_REPLACE, Message, NetlinkSocket, Overrun, attribute_map, attributes
 from .rtnl import links, neighbours, routes

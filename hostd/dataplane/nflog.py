@@ -6,8 +6,8 @@ import errno
 import struct
 from collections.abc import Iterator
 
-from ..packetlog import Logged
-from ..ruleset import LOG_GROUP
+from ..compiler.ruleset import LOG_GROUP
+from ..reporting.packetlog import Logged
 from .netlink import (
     NETLINK_NETFILTER,
     NLM_F_ACK,

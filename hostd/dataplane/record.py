@@ -3,9 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..desired import Actual, Admitted
-from ..forwarding import Add, Delete, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
-from ..plan import (
+from ..change.plan import (
     AddMembers,
     AddSet,
     Admit,
@@ -20,7 +18,9 @@ from ..plan import (
     PutClass,
     Sweep,
 )
-from ..ruleset import Rule
+from ..compiler.desired import Actual, Admitted
+from ..compiler.forwarding import Add, Delete, Neighbour, Operation, Replace, Route, SetGroup, Take, TapAddress
+from ..compiler.ruleset import Rule
 
 Fingerprints = Callable[[tuple[Rule, ...]], tuple[str, ...]]
 

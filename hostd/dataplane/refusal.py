@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..chains import targets
-from ..desired import Actual, Dirty
-from ..plan import (
+from ..change.plan import (
     AddMembers,
     AddSet,
     Admit,
@@ -22,7 +20,9 @@ from ..plan import (
     PutClass,
     Sweep,
 )
-from ..ruleset import InSet
+from ..compiler.chains import targets
+from ..compiler.desired import Actual, Dirty
+from ..compiler.ruleset import InSet
 
 
 def resting_on(ops: Sequence[FilterOp], bad: int, actual: Actual) -> set[int]:

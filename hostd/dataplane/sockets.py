@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Collection
 
-from ..revoke import OwnSocket
+from ..revocation.revoke import OwnSocket
 from .netlink import NLM_F_ACK, KernelRefused, NetlinkSocket, message
 
 _SOCK_DIAG, _BY_FAMILY, _DESTROY = 4, 20, 21

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ..forwarding import LOOPBACK, Link
-from ..ruleset import GROUP_MASK, Guard
+from ..compiler.forwarding import LOOPBACK, Link
+from ..compiler.ruleset import GROUP_MASK, Guard
 from . import sysctl
 
 _FORWARD4 = "ipv4/ip_forward"

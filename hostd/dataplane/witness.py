@@ -7,7 +7,7 @@ import json
 
 from slash32.net import Address, format_address
 
-from ..answers import Listed
+from ..reporting.answers import Listed
 from .filter import IPTABLES, NFTABLES
 from .rtnl import Rtnl
 from .tool import told

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from etcd_rig import Etcd, Replica, Tls
 
-from dispatcher.etcd.store import EtcdConfig
+from dispatcher.store.etcd.store import EtcdConfig
 
 
 @pytest.fixture

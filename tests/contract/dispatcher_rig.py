@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostd.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Place
+from hostd.session.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Place
 from slash32.keys import KeyPair, load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher.commits import Commit, Failed, Foreign, Head, Landed, Outcome, Peer, Replaced, Table, Write
-from dispatcher.etcd.store import EtcdConfig, EtcdStore
+from dispatcher.store.commits import Commit, Failed, Foreign, Head, Landed, Outcome, Peer, Replaced, Table, Write
+from dispatcher.store.etcd.store import EtcdConfig, EtcdStore
 
 MIB = 1 << 20
 PATIENCE = 30.0  # seconds until a condition that should hold is given up

@@ -11,7 +11,7 @@ import zmq
 from dispatcher_rig import PATIENCE
 from zmq.utils import z85
 
-from hostd.feed import Connected, Disconnected, Feed, FeedConfig, FeedEvent, Missed, Place
+from hostd.session.feed import Connected, Disconnected, Feed, FeedConfig, FeedEvent, Missed, Place
 from slash32 import wire
 from slash32.keys import KeyPair, load_or_create_key
 from slash32.sync import Replica

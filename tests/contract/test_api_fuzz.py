@@ -19,7 +19,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.core.failures import FailureGroup
 
 from dispatcher.api.openapi import DOCUMENT
-from dispatcher.commits import Table, encode_record
+from dispatcher.store.commits import Table, encode_record
 from slash32 import resources
 from slash32.policy import Tier
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dispatcher_rig import FakeHost, Rack
 
-from dispatcher import questions
+from dispatcher.hosts import questions
 from slash32 import wire
 
 QUESTION = {"what": "weather", "where": "Zürich"}

@@ -15,7 +15,7 @@ import pytest
 import zmq
 from dispatcher_rig import FakeHost, Rack, document, guest, policy, turn, until
 
-from hostd.feed import ClaimAnswer
+from hostd.session.feed import ClaimAnswer
 from slash32 import wire
 from slash32.model import SharedAddress
 from slash32.net import host_prefix, parse_address

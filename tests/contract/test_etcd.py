@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from etcd_rig import MIB, Etcd, Member, Relay, Replica, contend, peer, same, until
 
-from dispatcher.commits import Commit, Failed, Foreign, Landed, Saved, StoreError, Table
-from dispatcher.etcd import follower
-from dispatcher.etcd.gateway import Gateway, Pair
-from dispatcher.etcd.store import EtcdConfig, EtcdStore
+from dispatcher.store.commits import Commit, Failed, Foreign, Landed, Saved, StoreError, Table
+from dispatcher.store.etcd import follower
+from dispatcher.store.etcd.gateway import Gateway, Pair
+from dispatcher.store.etcd.store import EtcdConfig, EtcdStore
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 

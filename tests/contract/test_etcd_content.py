@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from etcd_rig import MIB, Etcd, Relay, Replica, Tls, contend, peer, same, until
 
-from dispatcher.commits import Failed, Landed, Replaced, Saved, StoreError
-from dispatcher.etcd import entries, follower, outbox, upkeep
-from dispatcher.etcd.entries import Keys
-from dispatcher.etcd.store import EtcdConfig, EtcdStore
+from dispatcher.store.commits import Failed, Landed, Replaced, Saved, StoreError
+from dispatcher.store.etcd import entries, follower, outbox, upkeep
+from dispatcher.store.etcd.entries import Keys
+from dispatcher.store.etcd.store import EtcdConfig, EtcdStore
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 REPO = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ KILLED_BEFORE_THE_TXN = """
 import os, sys
 sys.path[:0] = [{repo!r}, {here!r}]
 from etcd_rig import EtcdConfig, Replica, peer
-from dispatcher.etcd.proposal import Carrier
+from dispatcher.store.etcd.proposal import Carrier
 insist = Carrier._insist
 
 async def until_the_txn(self, mine, what, body):
@@ -303,9 +303,9 @@ KILLED_BEFORE_META = """
 import os, sys
 sys.path[:0] = [{repo!r}, {here!r}]
 from test_etcd_content import saved
-from dispatcher.etcd.gateway import Gateway, Pair
-from dispatcher.etcd.store import EtcdConfig, EtcdStore
-from dispatcher.etcd.content import Content
+from dispatcher.store.etcd.gateway import Gateway, Pair
+from dispatcher.store.etcd.store import EtcdConfig, EtcdStore
+from dispatcher.store.etcd.content import Content
 ask = Content.ask
 
 async def until_the_end(self, what, body, *more):

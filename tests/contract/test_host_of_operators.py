@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from dispatcher_rig import PATIENCE, Dispatcher, Rack, document, policy
 
-from hostd.absorb import absorb
 from hostd.agent import Agent
-from hostd.calc import Calculation
-from hostd.ear import Ear
-from hostd.feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, Held, Place
-from hostd.forwarding import Link
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
-from hostd.sightings import Seen
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.absorb import absorb
+from hostd.compiler.calc import Calculation
+from hostd.compiler.forwarding import Link
+from hostd.compiler.ruleset import Guard
+from hostd.compiler.world import world_of
+from hostd.guests.ear import Ear
+from hostd.guests.sightings import Seen
+from hostd.reporting.status import of
+from hostd.session.feed import ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, Held, Place
 from hostd.state import Locals
-from hostd.status import of
-from hostd.world import world_of
 from slash32.keys import load_next, load_or_create_key, next_file
 from slash32.sync import Applied, Replica
 from slash32.tag import parse_domain

@@ -10,12 +10,14 @@ import pytest
 import zmq
 from dispatcher_rig import Rack, document, guest, until
 
-from dispatcher import claims, fleet, operators
 from dispatcher import core as cores
 from dispatcher.core import Core
-from dispatcher.disk import Disk
-from dispatcher.inputs import Command
-from dispatcher.zap import Zap
+from dispatcher.decisions import claims
+from dispatcher.decisions.inputs import Command
+from dispatcher.hosts.zap import Zap
+from dispatcher.operators import fleet
+from dispatcher.operators import resources as operators
+from dispatcher.store.disk import Disk
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address, parse_address, parse_prefix

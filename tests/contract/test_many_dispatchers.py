@@ -16,8 +16,8 @@ import pytest
 from dispatcher_rig import REPO, Dispatcher, FakeHost, Rack, document, guest, policy
 from played_dispatcher import Played, Stage, up_to_date
 
-from hostd.dealer import SEVERAL
-from hostd.feed import HELLO_AGAIN, SILENCE, Disconnected, Missed, Place
+from hostd.session.dealer import SEVERAL
+from hostd.session.feed import HELLO_AGAIN, SILENCE, Disconnected, Missed, Place
 from slash32 import wire
 from slash32.keys import load_next, load_or_create_key, next_file
 from slash32.pack import Kind
@@ -403,7 +403,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from dispatcher_rig import FakeHost, Rack, turn
-from hostd.feed import Place
+from hostd.session.feed import Place
 rack = Rack(Path(sys.argv[1]) / "child")
 h1 = FakeHost(rack.dispatcher, "h1")
 h1.key_file = Path(sys.argv[2])

@@ -11,9 +11,9 @@ from typing import Any
 import libvirt
 import pytest
 
-from hostd import watch
-from hostd.sightings import BadTag, Gone, How, Lost, Runs, Scanned, Seen, Stopped, Suspended, Unread, WatchEvent
-from hostd.watch import Watcher, lifecycle
+from hostd.guests import watch
+from hostd.guests.sightings import BadTag, Gone, How, Lost, Runs, Scanned, Seen, Stopped, Suspended, Unread, WatchEvent
+from hostd.guests.watch import Watcher, lifecycle
 
 URI = "test:///default"
 UUID = "6e85e5f0-4ea9-4267-9ec6-22ff2194af6c"

@@ -15,11 +15,11 @@ from dispatcher_rig import REPO
 from netns import Namespace, eventually, run
 
 from bench import rig
+from hostd.compiler.world import World
 from hostd.dataplane.host import boot_id
 from hostd.journal import Journal
 from hostd.memory import Memory
-from hostd.report import bring_up_to_date
-from hostd.world import World
+from hostd.reporting.report import bring_up_to_date
 from slash32.sync import Replica
 
 PYTHON = ["/usr/bin/python3", "-I", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
@@ -101,7 +101,7 @@ class RealHost:
         """Of now, if the daemon answers."""
         bring_up_to_date(self.run_dir / "hook.sock")
         try:
-            found: dict[str, Any] = json.loads((self.run_dir / "hostd.status").read_text())
+            found: dict[str, Any] = json.loads((self.run_dir / "hostd.reporting.status").read_text())
         except FileNotFoundError:
             return {"in_sync": False, "revision": -1}
         return found

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from impostor import Hostile
 
-from hostd.dealer import Place
+from hostd.session.dealer import Place
 from slash32 import wire
 from slash32.keys import load_or_create_key
 from slash32.model import EndpointKey, SharedAddress

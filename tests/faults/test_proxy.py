@@ -12,8 +12,8 @@ import pytest
 from dispatcher_rig import FakeHost, Rack, document, guest, policy, turn, until
 from proxy import FAULTS, Proxy
 
-from hostd.dealer import Place
-from hostd.feed import Disconnected
+from hostd.session.dealer import Place
+from hostd.session.feed import Disconnected
 from slash32.pack import Kind, ObjectKey, Value
 from slash32.sync import Applied, Outcome, Replica
 from slash32.wire import Delta, Pong, Snapshot

@@ -12,7 +12,7 @@ import pytest
 from dispatcher_rig import Rack, turn
 from under_load import Load, left_behind
 
-from dispatcher.commits import Saved, Table
+from dispatcher.store.commits import Saved, Table
 from slash32.pack import AddressSet, Kind
 from slash32.sync import Applied, Held
 

@@ -15,7 +15,7 @@ from netns import Namespace
 from real_host import RealHost
 from under_load import WEB, left_behind
 
-from hostd.feed import Disconnected
+from hostd.session.feed import Disconnected
 from slash32.sync import Held
 
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"

@@ -13,8 +13,8 @@ from typing import Any
 
 from dispatcher_rig import Dispatcher, FakeHost, Rack, document, guest
 
-from dispatcher.commits import Holding, Saved, Table
-from dispatcher.disk import Disk
+from dispatcher.store.commits import Holding, Saved, Table
+from dispatcher.store.disk import Disk
 from slash32.model import Endpoint, EndpointKey
 from slash32.policy import NetworkSet, Policy, Profile
 

@@ -17,10 +17,10 @@ from nft_rig import Port, _port
 from verdict_packets import Case, Shot
 from verdict_worlds import BARE, GUESTS, HOST, OWN, STRANGERS, UP0, UP1
 
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane.kernel import Kernel
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
 from slash32.net import format_address
 from slash32.verdict import Packet, World
 from slash32.wire import Failure

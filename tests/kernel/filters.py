@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 from netns import run
 
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane.filter import IPTABLES, NFTABLES, PacketFilter, opened
-from hostd.ruleset import Guard
 
 KINDS = (NFTABLES, IPTABLES)
 chosen = NFTABLES

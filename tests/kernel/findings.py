@@ -10,10 +10,17 @@ from fabric import Fabric, shown
 from verdict_packets import Case, Model, Shot
 from verdict_worlds import HOST, UP0, UP1, Spot, spots
 
+from hostd.compiler.ruleset import (
+    HOST_FORWARD_IN,
+    HOST_FORWARD_OUT,
+    HOST_FROM_GUESTS,
+    HOST_IN,
+    HOST_OUT,
+    HOST_TO_GUESTS,
+)
 from hostd.dataplane.filter import NFTABLES
 from hostd.dataplane.nft.listing import KernelFilter
-from hostd.judge import View, Ways, judge
-from hostd.ruleset import HOST_FORWARD_IN, HOST_FORWARD_OUT, HOST_FROM_GUESTS, HOST_IN, HOST_OUT, HOST_TO_GUESTS
+from hostd.revocation.judge import View, Ways, judge
 from slash32.documents import dump_yaml
 from slash32.model import Endpoint
 from slash32.net import Address, Prefix, format_address

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from verdict_worlds import ELSEWHERE, HERE, NEXT, OWN, tap_of
 
-from dispatcher.fanout import Fanout
-from dispatcher.registry import Registry
-from hostd.absorb import absorb
-from hostd.calc import Calculation
-from hostd.desired import Dirty
+from dispatcher.hosts.fanout import Fanout
+from dispatcher.registry.registry import Registry
+from hostd.compiler.absorb import absorb
+from hostd.compiler.calc import Calculation
+from hostd.compiler.desired import Dirty
+from hostd.compiler.world import world_of
 from hostd.state import Carrier, Local, Locals, Phase
-from hostd.world import world_of
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey, Host
 from slash32.pack import Kind

@@ -11,8 +11,8 @@ import filters
 from frames import Frame, same_packet
 from netns import Namespace, eventually, run
 
+from hostd.compiler.ruleset import Guard, Rule, Verdict
 from hostd.dataplane.nft import Admission
-from hostd.ruleset import Guard, Rule, Verdict
 from slash32.net import Address, parse_address, parse_prefix
 
 BASE = Guard().group_base

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from hostd.dataplane.nft import Admission, Content, NftTable, disjoint
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     GUEST_EGRESS,
     HOST_CHAINS,
     HOST_GUESTS,
@@ -27,6 +26,7 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
+from hostd.dataplane.nft import Admission, Content, NftTable, disjoint
 from slash32.net import Prefix, pack_mac, parse_address, parse_prefix
 from slash32.policy import Icmp, PortRange
 
@@ -86,7 +86,7 @@ def rules(draw: st.DrawFn, chains: tuple[str, ...] = ()) -> Rule:
             matches.append(Ports(side, ranges, draw(st.booleans())))
     matches += draw(_side(version))
     if any(isinstance(m, InSet | InNets) and m.negate for m in matches) and Family(version) not in matches:
-        matches.append(Family(version))  # as hostd.ruleset asks: whoever is of the other family is outside, too
+        matches.append(Family(version))  # as ruleset.py asks: whoever is of the other family is outside, too
     matches += [Interface(way, draw(st.sampled_from(("eth0", "en-p.1@x:y", "lo")))) for way in draw(st.sets(_WAYS))]
     verdict = draw(st.sampled_from([*Verdict, *map(Jump, chains), *map(Goto, chains), Log("i:web.2"), Log("e:A-z")]))
     return Rule(tuple(draw(st.permutations(matches))), verdict, draw(st.text(max_size=130)), draw(st.booleans()))

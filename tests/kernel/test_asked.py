@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from netns import Namespace
 
-from hostd import metrics
+from hostd.reporting import metrics
 from tests.exposition import Samples, faults, parsed, value
 
 REPO = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from hostile import DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, about, extended,
 from netns import Namespace, eventually, run
 from nft_rig import DEAF, HOST4, HOST6, Port, Rig, mac
 
-from hostd.ruleset import Guard
+from hostd.compiler.ruleset import Guard
 from slash32.net import parse_prefix
 
 RST, FIN, URG_PSH_FIN = 0x04, 0x01, 0x29

@@ -12,7 +12,7 @@ from hostile import DESTINATION, FRAGMENT, HOP_BY_HOP, extended, fragments
 from netns import Namespace, eventually, run
 from nft_rig import HOST4, HOST6, OPEN, Rig, receives
 
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     GUEST_EGRESS,
     HOST_CHAINS,
     HOST_FORWARD_IN,

@@ -11,10 +11,10 @@ from frames import Frame, solicitation
 from netns import Namespace, run
 from nft_rig import OPEN, Port, Rig
 
+from hostd.compiler.ruleset import Rule, Verdict
 from hostd.dataplane.filter import IPTABLES
 from hostd.dataplane.iptables import restore, steps
 from hostd.dataplane.nft import TransactionRefused
-from hostd.ruleset import Rule, Verdict
 
 
 @pytest.fixture

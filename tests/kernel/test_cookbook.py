@@ -13,10 +13,10 @@ from netns import run
 from verdict_packets import Shot
 from verdict_worlds import HOST, UP0
 
-from hostd.calc import Calculation
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.calc import Calculation
+from hostd.compiler.ruleset import Guard
 from hostd.state import Carrier, Local, Locals, Phase
 from slash32.matching import Whereabouts
 from slash32.model import Endpoint

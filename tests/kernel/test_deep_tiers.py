@@ -12,7 +12,7 @@ from netns import Namespace, eventually, run
 from town import TAP, Guest, Town
 
 from hostd.dataplane.witness import Witness
-from hostd.judge import View, judge
+from hostd.revocation.judge import View, judge
 from slash32.net import parse_address
 from slash32.pack import Kind, ObjectKey, Value
 from slash32.policy import Action, Direction, HostEndpoint, Peer, Policy, PortRange, Profile, Rule, Tier

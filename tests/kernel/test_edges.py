@@ -13,7 +13,7 @@ from town import Town
 from verdict_packets import Case, Model, Shot
 from verdict_worlds import HERE, HOST, OWN, STRANGERS, UP0
 
-from hostd.settle import Settler
+from hostd.change.settle import Settler
 from slash32.net import Address, Prefix, parse_address, parse_prefix
 from slash32.policy import Action, Direction, HostEndpoint, NetworkSet, Peer, Policy, Rule
 from slash32.verdict import Packet, World, verdict

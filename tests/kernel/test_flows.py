@@ -11,7 +11,7 @@ import pytest
 from netns import Namespace, run
 
 from hostd.dataplane.flows import Flows
-from hostd.revoke import Flow
+from hostd.revocation.revoke import Flow
 from slash32.net import parse_address, parse_prefix
 from slash32.policy import Icmp
 from slash32.verdict import Packet

@@ -7,9 +7,9 @@ import pytest
 from netns import Namespace
 
 from bench.rig import sysfs
+from hostd.compiler.forwarding import Failure, SetGroup
 from hostd.dataplane.groups import Groups
 from hostd.dataplane.rtnl import Rtnl
-from hostd.forwarding import Failure, SetGroup
 
 BASE = 0x53320000
 

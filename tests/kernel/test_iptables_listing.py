@@ -9,11 +9,25 @@ from nft_samples import GUARD, contents
 from test_iptables_table import renamed, write
 from test_listing import FULL, compare
 
+from hostd.compiler.ruleset import (
+    Family,
+    Goto,
+    IcmpIs,
+    InSet,
+    Jump,
+    Log,
+    Ports,
+    Protocol,
+    Rule,
+    SetKind,
+    SetSpec,
+    Side,
+    Verdict,
+)
 from hostd.dataplane.iptables.listing import SavedFilter, Unreadable
 from hostd.dataplane.iptables.table import IptablesFilter
 from hostd.dataplane.nft import Content
-from hostd.judge import View, judge
-from hostd.ruleset import Family, Goto, IcmpIs, InSet, Jump, Log, Ports, Protocol, Rule, SetKind, SetSpec, Side, Verdict
+from hostd.revocation.judge import View, judge
 from slash32.net import Address, parse_address
 from slash32.policy import Icmp, PortRange
 from slash32.verdict import Packet

@@ -12,10 +12,10 @@ import pytest
 from netns import Namespace
 from nft_rig import BASE, Rig
 
+from hostd.compiler.ruleset import InSet, Rule, SetKind, SetSpec, Side, Verdict
 from hostd.dataplane.filter import IPTABLES
 from hostd.dataplane.iptables import restore, steps
 from hostd.dataplane.iptables.sets import Sets
-from hostd.ruleset import InSet, Rule, SetKind, SetSpec, Side, Verdict
 from slash32.net import parse_address
 
 SPEC = SetSpec(SetKind.ADDR4, 256)

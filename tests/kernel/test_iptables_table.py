@@ -12,11 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from netns import Namespace, run
 from nft_samples import GUARD, contents
 
-from hostd.dataplane.iptables.names import is_outward
-from hostd.dataplane.iptables.render import render
-from hostd.dataplane.iptables.table import IptablesFilter
-from hostd.dataplane.nft import Admission, Content, TransactionRefused
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     HOST_CHAINS,
     Goto,
     Guard,
@@ -31,6 +27,10 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
+from hostd.dataplane.iptables.names import is_outward
+from hostd.dataplane.iptables.render import render
+from hostd.dataplane.iptables.table import IptablesFilter
+from hostd.dataplane.nft import Admission, Content, TransactionRefused
 from slash32.net import Prefix, parse_address, parse_prefix
 from slash32.policy import PortRange
 

@@ -21,11 +21,11 @@ import pytest
 from netns import Namespace, eventually, run
 from town import Guest, Town
 
+from hostd.compiler.ruleset import Guard, SetKind, SetSpec
 from hostd.daemon import POLL, Daemon
 from hostd.dataplane.filter import IPTABLES
 from hostd.dataplane.iptables import watch
 from hostd.dataplane.iptables.table import IptablesFilter
-from hostd.ruleset import Guard, SetKind, SetSpec
 from slash32.policy import Action, Direction, Peer, Policy, PortRange, Rule
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"

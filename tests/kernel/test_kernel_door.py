@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netns import Namespace, run
 
+from hostd.change.plan import Limits, Plan, Scope, everything, plan
+from hostd.change.settle import Settler
+from hostd.compiler.desired import Dirty
+from hostd.compiler.forwarding import Failure, Link, Operation
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane.kernel import Kernel
 from hostd.dataplane.rtnl import Rtnl
-from hostd.desired import Dirty
-from hostd.forwarding import Failure, Link, Operation
-from hostd.plan import Limits, Plan, Scope, everything, plan
-from hostd.ruleset import Guard
-from hostd.settle import Settler
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
 from slash32.net import host_prefix, parse_address, parse_prefix

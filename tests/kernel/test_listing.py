@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from netns import Namespace, run
 from nft_samples import GUARD, KINDS, contents, fixed, write
 
-from hostd.answers import Listed
+from hostd.compiler.ruleset import HOST_GUESTS, Family, InNets, InSet, Rule
 from hostd.dataplane.nft import Content, NftTable
 from hostd.dataplane.nft.listing import KernelFilter, Unreadable
-from hostd.judge import View, Ways, judge
-from hostd.ruleset import HOST_GUESTS, Family, InNets, InSet, Rule
+from hostd.reporting.answers import Listed
+from hostd.revocation.judge import View, Ways, judge
 from slash32.net import Address, parse_address
 from slash32.policy import Icmp
 from slash32.verdict import Packet

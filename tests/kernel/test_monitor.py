@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from netns import Namespace, eventually, run
 
+from hostd.compiler.forwarding import Add, Delete, Neighbour, Replace, Route, SetGroup, TapAddress
 from hostd.dataplane import sysctl
 from hostd.dataplane.monitor import (
     AddressGone,
@@ -26,7 +27,6 @@ from hostd.dataplane.monitor import (
 )
 from hostd.dataplane.netlink import NETLINK_NETFILTER
 from hostd.dataplane.rtnl import Rtnl
-from hostd.forwarding import Add, Delete, Neighbour, Replace, Route, SetGroup, TapAddress
 from slash32.net import Prefix, parse_address, parse_prefix
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"

@@ -10,7 +10,7 @@ from frames import BROADCAST, SYN, Frame, solicitation
 from netns import Namespace, run
 from nft_rig import HOST4, HOST6, OPEN, SILENT, Port, Rig, receives
 
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     GUEST_EGRESS,
     HOST_CHAINS,
     HOST_FORWARD_IN,

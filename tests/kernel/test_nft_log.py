@@ -9,10 +9,10 @@ from frames import Frame
 from netns import Namespace, run
 from nft_rig import OPEN, Port, Rig
 
+from hostd.compiler.ruleset import Family, Goto, Jump, Log, Ports, Protocol, Rule, Side, Verdict
 from hostd.dataplane.nflog import LogListener
 from hostd.dataplane.nft.statements import LOG_RATE
-from hostd.packetlog import Logged, header
-from hostd.ruleset import Family, Goto, Jump, Log, Ports, Protocol, Rule, Side, Verdict
+from hostd.reporting.packetlog import Logged, header
 from slash32.net import parse_address
 from slash32.policy import PortRange
 

@@ -12,7 +12,7 @@ from frames import ACK, BROADCAST, SYN, SYN_ACK, Frame, arp, solicitation
 from netns import Namespace, run
 from nft_rig import BASE, DEAF, HOST4, HOST6, OPEN, SILENT, Port, Rig, mac, receives
 
-from hostd.ruleset import Guard
+from hostd.compiler.ruleset import Guard
 
 LINK_LOCAL = "fe80::5054:ff:fe00:1"
 pytestmark = pytest.mark.usefixtures("packet_filter")

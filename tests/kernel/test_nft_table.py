@@ -13,18 +13,7 @@ from hypothesis import strategies as st
 from netns import Namespace, run
 from nft_samples import GUARD, contents, fixed, prefixes, write
 
-from hostd.dataplane.netlink import NETLINK_NETFILTER, NetlinkSocket
-from hostd.dataplane.nft import (
-    Actual,
-    Admission,
-    Content,
-    NftTable,
-    TransactionRefused,
-    disjoint,
-    fingerprint,
-    supports_owner_persist,
-)
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     GUEST_EGRESS,
     HOST_GUESTS,
     HOST_IN,
@@ -37,6 +26,17 @@ from hostd.ruleset import (
     SetSpec,
     Side,
     Verdict,
+)
+from hostd.dataplane.netlink import NETLINK_NETFILTER, NetlinkSocket
+from hostd.dataplane.nft import (
+    Actual,
+    Admission,
+    Content,
+    NftTable,
+    TransactionRefused,
+    disjoint,
+    fingerprint,
+    supports_owner_persist,
 )
 from slash32.net import parse_address, parse_prefix
 

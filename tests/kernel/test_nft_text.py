@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from netns import Namespace, run
 from nft_samples import GUARD, contents, fixed, write
 
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane.nft import Content, NftTable, render
-from hostd.ruleset import Guard
 
 COUNT = 300 if os.environ.get("SLASH32_COUNTS") == "full" else 25
 GOLDEN = Path(__file__).parent.parent / "golden"

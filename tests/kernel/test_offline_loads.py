@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from netns import Namespace, run
 
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane.kernel import Kernel
-from hostd.ruleset import Guard
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "compile-three-guests.nft"
 

@@ -15,7 +15,7 @@ from netns import Namespace, eventually, run
 from town import Session, Town, tracked
 
 from hostd.dataplane import sockets
-from hostd.revoke import Flow, OwnSocket
+from hostd.revocation.revoke import Flow, OwnSocket
 from slash32.net import parse_prefix
 from slash32.pack import Kind, ObjectKey
 from slash32.policy import Action, Direction, HostEndpoint, Peer, Policy, PortRange, Profile, Rule

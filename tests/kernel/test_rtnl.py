@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 from netns import Namespace, eventually, run
 
-from hostd.dataplane.rtnl import Rtnl
-from hostd.forwarding import (
+from hostd.compiler.forwarding import (
     GATEWAY4_ROUTE,
     Add,
     Delete,
@@ -23,6 +22,7 @@ from hostd.forwarding import (
     TapAddress,
     Way,
 )
+from hostd.dataplane.rtnl import Rtnl
 from slash32.net import Prefix, host_prefix, parse_address, parse_prefix
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"

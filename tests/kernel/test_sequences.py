@@ -19,10 +19,10 @@ from three import KINDS
 from verdict_changes import changed
 from verdict_packets import Case, Shot, case
 
+from hostd.compiler.desired import Actual
 from hostd.dataplane.filter import IPTABLES, NFTABLES
 from hostd.dataplane.iptables import steps
 from hostd.dataplane.kernel import Kernel
-from hostd.desired import Actual
 from slash32.policy import Peer, Rule
 from slash32.verdict import World
 
@@ -157,13 +157,13 @@ WRONG: dict[str, dict[str, tuple[tuple[str, Any], ...]]] = {
     NFTABLES: {
         "operation by operation": (("hostd.dataplane.kernel.Kernel._filter", one_by_one),),
         "who changes class is not parked, no class is turned": (
-            ("hostd.plan.parking", lambda *_: []), ("hostd.plan.turned", lambda *_: {}),
+            ("hostd.change.plan.parking", lambda *_: []), ("hostd.change.plan.turned", lambda *_: {}),
         ),
     },
     IPTABLES: {
         "sets that open go before the tables": (("hostd.dataplane.iptables.steps._ordered", backwards),),
         "who changes class is not parked, no class is turned": (
-            ("hostd.plan.parking", lambda *_: []), ("hostd.plan.turned", lambda *_: {}),
+            ("hostd.change.plan.parking", lambda *_: []), ("hostd.change.plan.turned", lambda *_: {}),
         ),
     },
 }  # fmt: skip

@@ -17,6 +17,9 @@ import pytest
 from netns import eventually, run
 from town import Session, Town
 
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.ruleset import Guard
 from hostd.config import Config
 from hostd.dataplane import host
 from hostd.dataplane.filter import IPTABLES, NFTABLES
@@ -24,9 +27,6 @@ from hostd.dataplane.host import Machine
 from hostd.dataplane.iptables import restore
 from hostd.dataplane.iptables.sets import Sets
 from hostd.dataplane.nft.transaction import Transaction
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
 from slash32.policy import Action, Direction, Peer, Policy, Rule
 from tests.scenes import FULL
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from netns import Namespace
 
+from hostd.compiler.ruleset import Guard, SetKind, SetSpec
 from hostd.dataplane.monitor import Monitor, RulesetChanged
 from hostd.dataplane.nft.table import NftTable
 from hostd.dataplane.nft.transaction import TransactionRefused
-from hostd.ruleset import Guard, SetKind, SetSpec
 
 NAME, SPEC = "addr4-x", SetSpec(SetKind.ADDR4, 65536)
 MANY = [(0x0A000000 + n).to_bytes(4, "big") for n in range(5_000)]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 from netns import Namespace, eventually, run
 
+from hostd.compiler.forwarding import Link
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane import sysctl, uplink
 from hostd.dataplane.rtnl import Rtnl
 from hostd.dataplane.uplink import Forwarding
-from hostd.forwarding import Link
-from hostd.ruleset import Guard
 
 NOT_BEFORE = Forwarding(False, False)
 

@@ -12,11 +12,11 @@ from typing import Protocol
 import filters
 from netns import Namespace, eventually, run
 
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.desired import Dirty
+from hostd.compiler.ruleset import Guard
 from hostd.dataplane.kernel import Kernel
-from hostd.desired import Dirty
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
 from hostd.state import Carrier, Local, Phase
 from slash32 import selector as selectors
 from slash32.model import Endpoint

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-import hostd.calc
-import hostd.chains
-import hostd.compile
+import hostd.compiler.calc
+import hostd.compiler.chains
+import hostd.compiler.compile
+import hostd.compiler.host_chains
+import hostd.compiler.sets
 import hostd.dataplane.iptables.classes
 import hostd.dataplane.iptables.rules
-import hostd.host_chains
-import hostd.sets
-from dispatcher.registry import Registry
-from hostd.desired import ClassChains
-from hostd.host_chains import in_order
-from hostd.ruleset import Family, IcmpIs, InNets, InSet, Ports, Protocol, Rule, SetKind, Side, Verdict
+from dispatcher.registry.registry import Registry
+from hostd.compiler.desired import ClassChains
+from hostd.compiler.host_chains import in_order
+from hostd.compiler.ruleset import Family, IcmpIs, InNets, InSet, Ports, Protocol, Rule, SetKind, Side, Verdict
 from slash32 import verdict
 from slash32.net import Prefix
 from slash32.pack import AddressSet
@@ -28,9 +28,10 @@ from slash32.policy import Action, NetworkSet, Policy, PortRange
 
 Bug = tuple[str, Any]  # what, by its dotted name; instead of it
 Compiled = Iterator[Rule]
-_compile, _rules, _walk = hostd.compile.compile_rule, hostd.compile.compile_rules, hostd.calc.walk_of
-COMPILE, RULES = "hostd.compile.compile_rule", "hostd.chains.compile_rules"
-STEPS, WALK = "hostd.calc.steps", "hostd.calc.walk_of"
+_compile, _rules = hostd.compiler.compile.compile_rule, hostd.compiler.compile.compile_rules
+_walk = hostd.compiler.calc.walk_of
+COMPILE, RULES = "hostd.compiler.compile.compile_rule", "hostd.compiler.chains.compile_rules"
+STEPS, WALK = "hostd.compiler.calc.steps", "hostd.compiler.calc.walk_of"
 _NETS = (SetKind.NET4, SetKind.NET6)
 
 
@@ -140,8 +141,9 @@ def crossed(egress: str, ingress: str) -> ClassChains:
     return ClassChains(ingress, egress)
 
 
-_members_of, _changed, _put_set = hostd.sets.members_of, hostd.sets.Sets.changed, Registry.put_network_set
-_local_changed = hostd.calc.Calculation.local_changed
+_members_of, _changed = hostd.compiler.sets.members_of, hostd.compiler.sets.Sets.changed
+_put_set = Registry.put_network_set
+_local_changed = hostd.compiler.calc.Calculation.local_changed
 
 
 def no_prefixes(value: AddressSet, kind: SetKind) -> Any:
@@ -178,7 +180,7 @@ def without_addresses(self: Registry, found: NetworkSet) -> None:
     _put_set(self, replace(found, nets=tuple(nets)))
 
 
-_hosts = hostd.host_chains.host_chains
+_hosts = hostd.compiler.host_chains.host_chains
 
 
 def one_way(standing: Sequence[Any]) -> Any:
@@ -201,7 +203,7 @@ BUGS: dict[str, Bug] = {
     "what is behind a guest is forgotten": (
         COMPILE, only(lambda r: not any(isinstance(m, InSet) and m.kind in _NETS for m in r.matches)),
     ),
-    "sets of prefixes are empty": ("hostd.sets.members_of", no_prefixes),
+    "sets of prefixes are empty": ("hostd.compiler.sets.members_of", no_prefixes),
     "the code of ICMP is forgotten": (COMPILE, on(IcmpIs, lambda m: m._replace(icmp=m.icmp._replace(code=None)))),
     "notICMP is icmp": (COMPILE, on(IcmpIs, positive)),
     "notICMP is forgotten": (COMPILE, on(IcmpIs, forgotten)),
@@ -212,7 +214,7 @@ BUGS: dict[str, Bug] = {
     "only the first tier is asked": (STEPS, tiers(lambda found: found[:1])),
     "every tier passes": (STEPS, default(Action.PASS)),
     "every tier denies": (STEPS, default(Action.DENY)),
-    "egress is ingress": ("hostd.calc.ClassChains", crossed),
+    "egress is ingress": ("hostd.compiler.calc.ClassChains", crossed),
     "Pass allows": (RULES, become(is_pass, Verdict.ACCEPT)),
     "Pass denies": (RULES, become(is_pass, Verdict.DROP)),
     "Pass is ignored": (RULES, become(is_pass, Verdict.CONTINUE)),
@@ -224,15 +226,17 @@ BUGS: dict[str, Bug] = {
     "profiles are forgotten": (WALK, lambda found, way, profiles: _walk(found, way, profiles and ())),
     "profiles run backwards": (WALK, lambda found, way, profiles: _walk(found, way, profiles and profiles[::-1])),
     "staged policies are enforced": (STEPS, tiers(enforced)),
-    "what is forwarded is asked by all policies": ("hostd.calc.host_chains", one_way),
+    "what is forwarded is asked by all policies": ("hostd.compiler.calc.host_chains", one_way),
     "what is forwarded is not asked": (WALK, without_forward),
-    "the one for all interfaces goes first": ("hostd.calc.in_order", lambda found: in_order(found)[::-1]),
-    "who leaves a set stays in the kernel's": ("hostd.sets.Sets.changed", stale),
-    "who joins a set does not in the kernel": ("hostd.sets.Sets.changed", deaf),
-    "who is tagged anew keeps its class": ("hostd.calc.Calculation.local_changed", stale_class),
-    "!= does not hold where the label is missing": ("dispatcher.selections._meet", only_present),
-    "network sets have no prefixes": ("dispatcher.registry.Registry.put_network_set", without_prefixes),
-    "network sets have nothing but prefixes": ("dispatcher.registry.Registry.put_network_set", without_addresses),
+    "the one for all interfaces goes first": ("hostd.compiler.calc.in_order", lambda found: in_order(found)[::-1]),
+    "who leaves a set stays in the kernel's": ("hostd.compiler.sets.Sets.changed", stale),
+    "who joins a set does not in the kernel": ("hostd.compiler.sets.Sets.changed", deaf),
+    "who is tagged anew keeps its class": ("hostd.compiler.calc.Calculation.local_changed", stale_class),
+    "!= does not hold where the label is missing": ("dispatcher.registry.selections._meet", only_present),
+    "network sets have no prefixes": ("dispatcher.registry.registry.Registry.put_network_set", without_prefixes),
+    "network sets have nothing but prefixes": (
+        "dispatcher.registry.registry.Registry.put_network_set", without_addresses,
+    ),
 }  # fmt: skip
 
 
@@ -297,5 +301,5 @@ def twice(*args: Any) -> Compiled:
 NO_BUGS: dict[str, Bug] = {
     "matches in another order": (COMPILE, reordered),
     "every rule twice": (COMPILE, twice),
-    "other digests": ("hostd.compile.capacity", lambda count: 4096),
+    "other digests": ("hostd.compiler.compile.capacity", lambda count: 4096),
 }

@@ -15,8 +15,8 @@ from dispatcher_rig import guest, policy
 from etcd_rig import Etcd, Replica
 from trio import Guest, One, Trio, content
 
-from dispatcher.commits import Table, Write
-from dispatcher.etcd.entries import KEPT
+from dispatcher.store.commits import Table, Write
+from dispatcher.store.etcd.entries import KEPT
 from slash32.net import Prefix
 from slash32.policy import NetworkSet
 

@@ -11,7 +11,7 @@ from dispatcher_rig import REPO, guest, policy
 from etcd_rig import Etcd, Tls
 from trio import One, Trio, content
 
-from dispatcher.commits import Table
+from dispatcher.store.commits import Table
 
 
 def facts(one: One) -> dict[str, Any]:

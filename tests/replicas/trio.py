@@ -17,7 +17,7 @@ from dispatcher_rig import REPO, Dispatcher, FakeHost, turn
 from dispatcher_rig import _Unix as Unix
 from etcd_rig import Etcd, Relay
 
-from hostd.feed import Applied, FeedEvent, Held, Place
+from hostd.session.feed import Applied, FeedEvent, Held, Place
 
 PATIENCE = 40.0  # seconds until a condition that should hold is given up
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a rack needs root")
 EAR = """
 import sys
 sys.path.insert(0, "/usr/share/slash32")
-from hostd.watch import Watcher
+from hostd.guests.watch import Watcher
 lines = open(1, "w", buffering=1)
 watcher = Watcher(("qemu:///system", "lxc:///"), lambda event: lines.write(repr(event) + "\\n"))
 watcher.start()

@@ -1,11 +1,11 @@
 # Owns: what must hold at every moment of a way from one state of a host to the next, watched on the model kernel.
 from __future__ import annotations
 
+from hostd.change.moves import PARKED
+from hostd.compiler.desired import Desired
+from hostd.compiler.forwarding import SetGroup
+from hostd.compiler.ruleset import GROUP_MASK
 from hostd.dataplane.nft.rules import fingerprint
-from hostd.desired import Desired
-from hostd.forwarding import SetGroup
-from hostd.moves import PARKED
-from hostd.ruleset import GROUP_MASK
 from tests.fake_kernel import Model
 
 

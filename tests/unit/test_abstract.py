@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hostd import compile, walk
-from hostd.desired import ClassChains
-from hostd.host_chains import in_order
-from hostd.judge import Judgement
-from hostd.ruleset import HOST_GUESTS, Family, Goto, Rule, Verdict
+from hostd.compiler import compile, walk
+from hostd.compiler.desired import ClassChains
+from hostd.compiler.host_chains import in_order
+from hostd.compiler.ruleset import HOST_GUESTS, Family, Goto, Rule, Verdict
+from hostd.revocation.judge import Judgement
 from slash32 import verdict
 from slash32.policy import Action, Direction
 from slash32.verdict import Judge, Note, Packet, Stage, World
@@ -28,6 +28,7 @@ ENDS = {
     "ingress": Direction.INGRESS, "host_ingress": Direction.INGRESS,
 }  # fmt: skip
 GUESTS = ("egress", "ingress")
+CALC, CHAINS, WALK, COMPILE = (f"hostd.compiler.{name}" for name in ("calc", "chains", "walk", "compile"))
 
 
 def wrong(world: World, seed: int) -> Iterable[str]:
@@ -114,38 +115,38 @@ def always(action: Action) -> Callable[[Any], Any]:
 
 
 BUGS: dict[str, tuple[str, Any]] = {
-    "policies run backwards": ("hostd.calc.steps", steps(turned)),
-    "tiers run backwards": ("hostd.calc.steps", steps(lambda tiers: tiers[::-1])),
-    "only the first tier is asked": ("hostd.calc.steps", steps(lambda tiers: tiers[:1])),
-    "every tier denies": ("hostd.calc.steps", steps(always(Action.DENY))),
-    "every tier passes": ("hostd.calc.steps", steps(always(Action.PASS))),
-    "egress is ingress": ("hostd.calc.ClassChains", lambda egress, ingress: ClassChains(ingress, egress)),
-    "Pass denies": ("hostd.chains.compile_rules", rules(lambda r: instead(r, Verdict.DROP))),
-    "Pass is ignored": ("hostd.chains.compile_rules", rules(lambda r: instead(r, Verdict.CONTINUE))),
-    "who may pass on is taken for who lets all pass": ("hostd.walk.lets_pass", walk.passes_on),
-    "Log decides": ("hostd.chains.compile_rules", become(Log=Verdict.ACCEPT)),
-    "Pass leads to what comes next in the tier": ("hostd.walk.leaves", lambda *_: False),
-    "a tier that is left has no end": ("hostd.walk._left", walk.leaves),
+    "policies run backwards": (f"{CALC}.steps", steps(turned)),
+    "tiers run backwards": (f"{CALC}.steps", steps(lambda tiers: tiers[::-1])),
+    "only the first tier is asked": (f"{CALC}.steps", steps(lambda tiers: tiers[:1])),
+    "every tier denies": (f"{CALC}.steps", steps(always(Action.DENY))),
+    "every tier passes": (f"{CALC}.steps", steps(always(Action.PASS))),
+    "egress is ingress": (f"{CALC}.ClassChains", lambda egress, ingress: ClassChains(ingress, egress)),
+    "Pass denies": (f"{CHAINS}.compile_rules", rules(lambda r: instead(r, Verdict.DROP))),
+    "Pass is ignored": (f"{CHAINS}.compile_rules", rules(lambda r: instead(r, Verdict.CONTINUE))),
+    "who may pass on is taken for who lets all pass": (f"{WALK}.lets_pass", walk.passes_on),
+    "Log decides": (f"{CHAINS}.compile_rules", become(Log=Verdict.ACCEPT)),
+    "Pass leads to what comes next in the tier": (f"{WALK}.leaves", lambda *_: False),
+    "a tier that is left has no end": (f"{WALK}._left", walk.leaves),
     "of a policy in parts the first is asked": (
-        "hostd.chains.in_parts", lambda *args: (p := _parts(*args))._replace(asked=p.asked[:2]),
+        f"{CHAINS}.in_parts", lambda *args: (p := _parts(*args))._replace(asked=p.asked[:2]),
     ),
-    "profiles are forgotten": ("hostd.calc.walk_of", lambda found, way, _: _walk(found, way, ())),
-    "what is forwarded is asked as what is local": ("hostd.calc.walk_of", lambda f, way, p: _walk(f, way, p or ())),
-    "staged policies are enforced": ("hostd.chains.only_counting", lambda found, _: compile.without_pass(found)),
+    "profiles are forgotten": (f"{CALC}.walk_of", lambda found, way, _: _walk(found, way, ())),
+    "what is forwarded is asked as what is local": (f"{CALC}.walk_of", lambda f, way, p: _walk(f, way, p or ())),
+    "staged policies are enforced": (f"{CHAINS}.only_counting", lambda found, _: compile.without_pass(found)),
     "staged policies count nothing": (
-        "hostd.chains.only_counting", lambda found, there: tuple(r._replace(verdict=Goto(there)) for _, r in found),
+        f"{CHAINS}.only_counting", lambda found, there: tuple(r._replace(verdict=Goto(there)) for _, r in found),
     ),
-    "staged policies count on": ("hostd.walk._enforced", tuple),
-    "after a staged policy one is left out": ("hostd.walk._rest", lambda w, at, number: _rest(w, at, number + 1)),
-    "the one for all interfaces goes first": ("hostd.calc.in_order", lambda found: in_order(found)[::-1]),
+    "staged policies count on": (f"{WALK}._enforced", tuple),
+    "after a staged policy one is left out": (f"{WALK}._rest", lambda w, at, number: _rest(w, at, number + 1)),
+    "the one for all interfaces goes first": (f"{CALC}.in_order", lambda found: in_order(found)[::-1]),
     "IPv6 is forgotten": (
-        "hostd.chains.compile_rules", lambda *a: tuple(e for e in _rules(*a) if Family(6) not in e.rule.matches),
+        f"{CHAINS}.compile_rules", lambda *a: tuple(e for e in _rules(*a) if Family(6) not in e.rule.matches),
     ),
     "ICMPv6 is asked of IPv4, too": (
-        "hostd.compile._asks_family", lambda rule: _asks(replace(rule, protocol=None)),
+        f"{COMPILE}._asks_family", lambda rule: _asks(replace(rule, protocol=None)),
     ),
     "a rule's number is off by one": (
-        "hostd.chains.compile_rules", lambda *args: tuple(e._replace(number=e.number + 1) for e in _rules(*args)),
+        f"{CHAINS}.compile_rules", lambda *args: tuple(e._replace(number=e.number + 1) for e in _rules(*args)),
     ),
 }  # fmt: skip
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from hostd.agent import Agent
-from hostd.claims import GRACE, RETRY
-from hostd.ear import Ear
-from hostd.forwarding import Link
-from hostd.operations import AWAY
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
-from hostd.sightings import BadTag, Gone, How, Runs, Scanned, Seen, Stopped, Suspended
-from hostd.starting import CLAIM_WAIT
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.forwarding import Link
+from hostd.compiler.ruleset import Guard
+from hostd.guests.claims import GRACE, RETRY
+from hostd.guests.ear import Ear
+from hostd.guests.operations import AWAY
+from hostd.guests.sightings import BadTag, Gone, How, Runs, Scanned, Seen, Stopped, Suspended
+from hostd.guests.starting import CLAIM_WAIT
 from hostd.state import Phase
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import host_prefix, parse_address

@@ -6,9 +6,9 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostd.alike import Alike
-from hostd.judge import View, judge
-from hostd.ruleset import Family, InNets, InSet, Match, Ports, Protocol, Rule, SetKind, Side, Verdict
+from hostd.compiler.ruleset import Family, InNets, InSet, Match, Ports, Protocol, Rule, SetKind, Side, Verdict
+from hostd.revocation.alike import Alike
+from hostd.revocation.judge import View, judge
 from slash32.net import Address, Prefix
 from slash32.policy import PortRange
 from slash32.verdict import Packet

@@ -5,9 +5,8 @@ import json
 import select
 from typing import Any
 
-from hostd.answers import Answers, explained, inquiry
-from hostd.desired import ClassChains, Tap
-from hostd.ruleset import (
+from hostd.compiler.desired import ClassChains, Tap
+from hostd.compiler.ruleset import (
     HOST_FORWARD_IN,
     HOST_FORWARD_OUT,
     Family,
@@ -20,6 +19,7 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
+from hostd.reporting.answers import Answers, explained, inquiry
 from slash32 import questions
 from slash32.net import Address, pack_mac, parse_address, parse_prefix
 from slash32.policy import Icmp, PortRange

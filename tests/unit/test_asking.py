@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostd.claims import GRACE, RETRY, Claims, reportable
+from hostd.guests.claims import GRACE, RETRY, Claims, reportable
 from hostd.state import Carrier, Local, Locals, Phase
 from slash32.model import Endpoint, SharedAddress
 from slash32.net import parse_address, parse_prefix

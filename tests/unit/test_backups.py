@@ -9,9 +9,9 @@ from typing import Any
 import msgpack
 import pytest
 
-from dispatcher import backups
-from dispatcher.backups import BackupError
-from dispatcher.commits import Entry, Holding, HostState, Peer, Saved, Table, encode_record
+from dispatcher.store import backups
+from dispatcher.store.backups import BackupError
+from dispatcher.store.commits import Entry, Holding, HostState, Peer, Saved, Table, encode_record
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
 from slash32.policy import Tier

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 
-from hostd.names import is_derived
-from hostd.ruleset import HOST_CHAINS
+from hostd.compiler.names import is_derived
+from hostd.compiler.ruleset import HOST_CHAINS
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
 from slash32.net import parse_prefix

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dispatcher import fleet, operators
-from dispatcher.commits import Commit, Failed, Foreign, Head, Landed, Outcome, Saved, decode_writes, encode_writes
-from dispatcher.company import AGAIN, LOST, TOGETHER
 from dispatcher.core import Core
-from dispatcher.inputs import Command, Refused
-from dispatcher.rolls import FRESH, Adopt, Answer, Peers, Presence, Question, Roll, decode, encode
+from dispatcher.decisions.inputs import Command, Refused
+from dispatcher.operators import fleet
+from dispatcher.operators import resources as operators
+from dispatcher.replicas.company import AGAIN, LOST, TOGETHER
+from dispatcher.replicas.rolls import FRESH, Adopt, Answer, Peers, Presence, Question, Roll, decode, encode
+from dispatcher.store.commits import Commit, Failed, Foreign, Head, Landed, Outcome, Saved, decode_writes, encode_writes
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostd.compile import (
+from hostd.compiler.compile import (
     SelectorSet,
     admitted,
     capacity,
@@ -22,11 +22,7 @@ from hostd.compile import (
     only_counting,
     without_pass,
 )
-from hostd.dataplane.nft.rules import statement
-from hostd.dataplane.nft.skeleton import RESERVED_CHAINS
-from hostd.dataplane.nft.transaction import _free
-from hostd.judge import View, judge
-from hostd.names import (
+from hostd.compiler.names import (
     class_chain,
     digest,
     height,
@@ -41,7 +37,11 @@ from hostd.names import (
     tail_chain,
     tier_chain,
 )
-from hostd.ruleset import HOST_CHAINS, HOST_IN, NAME_LIMIT, Goto, Log, SetKind, Verdict
+from hostd.compiler.ruleset import HOST_CHAINS, HOST_IN, NAME_LIMIT, Goto, Log, SetKind, Verdict
+from hostd.dataplane.nft.rules import statement
+from hostd.dataplane.nft.skeleton import RESERVED_CHAINS
+from hostd.dataplane.nft.transaction import _free
+from hostd.revocation.judge import View, judge
 from slash32.net import Address, Prefix, parse_address, parse_prefix
 from slash32.pack import AddressSet
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule

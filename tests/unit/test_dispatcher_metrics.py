@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from dispatcher import fleet, metrics, operators
-from dispatcher.commits import Failed, Foreign
+from dispatcher import metrics
 from dispatcher.core import Core
-from dispatcher.disk import Disk
-from dispatcher.inputs import Command
+from dispatcher.decisions.inputs import Command
+from dispatcher.operators import fleet
+from dispatcher.operators import resources as operators
+from dispatcher.store.commits import Failed, Foreign
+from dispatcher.store.disk import Disk
 from slash32 import wire
 from slash32.metrics import Sampled, Usage
 from slash32.model import Endpoint, EndpointKey

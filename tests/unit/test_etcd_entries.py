@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatcher.commits import Entry, Key, Peer, Table, Write, encode_record, encode_writes
-from dispatcher.etcd import entries, gateway
-from dispatcher.etcd.entries import (
+from dispatcher.store.commits import Entry, Key, Peer, Table, Write, encode_record, encode_writes
+from dispatcher.store.etcd import entries, gateway
+from dispatcher.store.etcd.entries import (
     NOTHING,
     PIECE,
     SNAPSHOT_PIECE,
@@ -36,7 +36,7 @@ from dispatcher.etcd.entries import (
     pieces,
     replay,
 )
-from dispatcher.etcd.gateway import Failure, Full, Hopeless
+from dispatcher.store.etcd.gateway import Failure, Full, Hopeless
 
 KEYS = Keys("/slash32/")
 revisions = st.integers(1, 10**18)

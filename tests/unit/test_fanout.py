@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.fanout import Fanout
-from dispatcher.live import KEPT, Commits, Took
-from dispatcher.registry import Batch
+from dispatcher.hosts.fanout import Fanout
+from dispatcher.hosts.live import KEPT, Commits, Took
+from dispatcher.registry.registry import Batch
 from slash32 import wire
 from slash32.net import Prefix
 from slash32.pack import AddressSet, Kind, ObjectKey

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hostd.gives import only_gives
-from hostd.judge import View, judge
-from hostd.ruleset import Goto, Jump, Log, Ports, Protocol, Rule, Side, Verdict
+from hostd.compiler.ruleset import Goto, Jump, Log, Ports, Protocol, Rule, Side, Verdict
+from hostd.revocation.gives import only_gives
+from hostd.revocation.judge import View, judge
 from slash32.net import parse_address
 from slash32.policy import PortRange
 from slash32.verdict import Packet

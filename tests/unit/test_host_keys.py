@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hostd.__main__
-from hostd.identity import Identity
+from hostd.session.identity import Identity
 from slash32.keys import KeyFileError, discard_next, load_next, load_or_create_key, next_file, replace_key
 
 

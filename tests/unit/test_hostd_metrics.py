@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hostd import metrics, scrape
-from hostd.desired import Dirty
-from hostd.metrics import Measured, Present, Timed
-from hostd.scrape import Page, Scrape
-from hostd.settle import Refused
+from hostd.change.settle import Refused
+from hostd.compiler.desired import Dirty
+from hostd.reporting import metrics, scrape
+from hostd.reporting.metrics import Measured, Present, Timed
+from hostd.reporting.scrape import Page, Scrape
 from slash32.process import usage
 from tests.exposition import Samples, faults, parsed, value
 from tests.unit.test_agent import Guest, Request, Rig

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hostd import inbox as module
-from hostd.inbox import Inbox, InboxError, Request
+from hostd.guests import inbox as module
+from hostd.guests.inbox import Inbox, InboxError, Request
 
 UID = os.getuid()
 HEADER = b"1\1qemu\1web1\1prepare\1begin\1-\0"

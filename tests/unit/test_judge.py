@@ -3,8 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostd.judge import Judgement, View, Ways, judge
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     Family,
     Goto,
     IcmpIs,
@@ -21,6 +20,7 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
+from hostd.revocation.judge import Judgement, View, Ways, judge
 from slash32.net import Address, parse_address, parse_prefix
 from slash32.policy import Icmp, PortRange
 from slash32.verdict import Packet

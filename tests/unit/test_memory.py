@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hostd.journal
-from hostd.calc import Calculation
-from hostd.desired import Dirty
-from hostd.forwarding import Link
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.calc import Calculation
+from hostd.compiler.desired import Dirty
+from hostd.compiler.forwarding import Link
+from hostd.compiler.ruleset import Guard
+from hostd.compiler.world import world_of
 from hostd.journal import Journal
 from hostd.memory import Memory
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
 from hostd.state import Carrier, Local, Phase
-from hostd.world import world_of
 from slash32.model import Endpoint
 from slash32.net import parse_address
 from slash32.pack import AddressSet, Kind, ObjectKey

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dispatcher import metrics as dispatcher
-from hostd import metrics as hostd
+from hostd.reporting import metrics as hostd
 from slash32.metrics import COMMON, Family, Kind
 from tests.exposition import names_of
 from tests.promql import faults, named

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from hostd.desired import Actual, Admitted, ClassChains, Tap
-from hostd.forwarding import SetGroup
-from hostd.moves import PARKED, parking, turned
-from hostd.plan import AddMembers, AddSet, FilterOp, PutChain
-from hostd.ruleset import SetKind
-from hostd.settle import Refused, Settler
+from hostd.change.moves import PARKED, parking, turned
+from hostd.change.plan import AddMembers, AddSet, FilterOp, PutChain
+from hostd.change.settle import Refused, Settler
+from hostd.compiler.desired import Actual, Admitted, ClassChains, Tap
+from hostd.compiler.forwarding import SetGroup
+from hostd.compiler.ruleset import SetKind
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
 from slash32.net import parse_address, parse_prefix

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostd.dataplane.netlink import attributes
-from hostd.dataplane.nft import Admission, disjoint, fingerprint, group, render
-from hostd.dataplane.nft.admission import PLAIN, Element, Granted, whole
-from hostd.dataplane.nft.elements import decode_nets, encode, keys
-from hostd.dataplane.nft.intervals import merge, prefixes_of
-from hostd.dataplane.nft.rules import statement
-from hostd.dataplane.nft.statements import safe_comment
-from hostd.ruleset import (
+from hostd.compiler.ruleset import (
     Family,
     Goto,
     Guard,
@@ -33,6 +26,13 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
+from hostd.dataplane.netlink import attributes
+from hostd.dataplane.nft import Admission, disjoint, fingerprint, group, render
+from hostd.dataplane.nft.admission import PLAIN, Element, Granted, whole
+from hostd.dataplane.nft.elements import decode_nets, encode, keys
+from hostd.dataplane.nft.intervals import merge, prefixes_of
+from hostd.dataplane.nft.rules import statement
+from hostd.dataplane.nft.statements import safe_comment
 from slash32.net import Prefix, parse_prefix
 from slash32.policy import Icmp, PortRange
 

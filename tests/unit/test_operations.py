@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hostd.operations import AWAY, LATE, Operations
+from hostd.guests.operations import AWAY, LATE, Operations
 
 XML = b"<domain><name>g</name><uuid>00000000-0000-0000-0000-000000000001</uuid></domain>"
 UUID = "00000000-0000-0000-0000-000000000001"

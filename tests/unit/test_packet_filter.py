@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 import hostd.__main__
-from hostd.config import Unusable
-from hostd.dataplane import choice
-from hostd.dataplane.filter import IPTABLES, NFTABLES
-from hostd.dataplane.iptables.names import abstract_set, is_outward, is_policy_chain, kernel_set
-from hostd.dataplane.iptables.rules import fingerprints, lines, polarity
-from hostd.names import class_chain, part_chain, policy_chain, profile_chain, staged_chain, tail_chain, tier_chain
-from hostd.ruleset import (
+from hostd.compiler.names import (
+    class_chain,
+    part_chain,
+    policy_chain,
+    profile_chain,
+    staged_chain,
+    tail_chain,
+    tier_chain,
+)
+from hostd.compiler.ruleset import (
     HOST_CHAINS,
     Family,
     IcmpIs,
@@ -27,6 +30,11 @@ from hostd.ruleset import (
     Side,
     Verdict,
 )
+from hostd.config import Unusable
+from hostd.dataplane import choice
+from hostd.dataplane.filter import IPTABLES, NFTABLES
+from hostd.dataplane.iptables.names import abstract_set, is_outward, is_policy_chain, kernel_set
+from hostd.dataplane.iptables.rules import fingerprints, lines, polarity
 from slash32.net import parse_prefix
 from slash32.policy import Direction, Icmp, PortRange
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostd.desired import LogPoint
-from hostd.journald import Journald, encoded
-from hostd.packetlog import A_SECOND, Fields, Header, Logged, PacketLog, entry, header
+from hostd.compiler.desired import LogPoint
+from hostd.reporting.journald import Journald, encoded
+from hostd.reporting.packetlog import A_SECOND, Fields, Header, Logged, PacketLog, entry, header
 from slash32.net import parse_address
 from slash32.policy import Direction
 

@@ -9,12 +9,12 @@ from fake_moments import Moments
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from hostd.change.plan import Limits, Scope, everything, plan, whole_plan
+from hostd.change.settle import Settler
+from hostd.compiler.desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
+from hostd.compiler.forwarding import GATEWAY4_ROUTE, Delete, Link, Route, SetGroup
+from hostd.compiler.ruleset import Guard, Rule, SetKind, SetSpec
 from hostd.dataplane.nft.rules import fingerprint
-from hostd.desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
-from hostd.forwarding import GATEWAY4_ROUTE, Delete, Link, Route, SetGroup
-from hostd.plan import Limits, Scope, everything, plan, whole_plan
-from hostd.ruleset import Guard, Rule, SetKind, SetSpec
-from hostd.settle import Settler
 from slash32.net import parse_prefix
 from tests.fake_kernel import FakeKernel, Killed, Model
 from tests.scenes import FULL, TAPS, Scene, Settle, Step, lives
@@ -122,7 +122,7 @@ def _done(steps: list[Step]) -> tuple[object, ...]:
 def test_the_short_way_of_members_is_the_long_one(steps: list[Step]) -> None:
     short = _done(steps)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hostd.settle.plan", whole_plan)
+        patch.setattr("hostd.change.settle.plan", whole_plan)
         patch.setattr("hostd.dataplane.kernel._MEMBERS", frozenset())
         assert _done(steps) == short
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher import fleet, operators
 from dispatcher.core import Core
-from dispatcher.disk import Disk
-from dispatcher.inputs import Command
-from dispatcher.questions import MOST, SECONDS, Outcome, Questions
+from dispatcher.decisions.inputs import Command
+from dispatcher.hosts.questions import MOST, SECONDS, Outcome, Questions
+from dispatcher.operators import fleet
+from dispatcher.operators import resources as operators
+from dispatcher.store.disk import Disk
 from slash32 import wire
 from slash32.wire import Answer, Ask, Hello, Report
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dispatcher.fanout import COMMON, Fanout
-from dispatcher.registry import Registry
+from dispatcher.hosts.fanout import COMMON, Fanout
+from dispatcher.registry.registry import Registry
 from slash32 import selector as selectors
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey, Host, SharedAddress

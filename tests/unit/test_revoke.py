@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from hostd.desired import Admitted, ClassChains, Desired, Dirty, Member
-from hostd.forwarding import Link
-from hostd.judge import View, Ways, judge, within
-from hostd.plan import Limits
-from hostd.revoke import EGRESS, INGRESS, Flow, OwnSocket
-from hostd.ruleset import HOST_FORWARD_IN, HOST_FORWARD_OUT, Guard
-from hostd.settle import Settler
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.desired import Admitted, ClassChains, Desired, Dirty, Member
+from hostd.compiler.forwarding import Link
+from hostd.compiler.ruleset import HOST_FORWARD_IN, HOST_FORWARD_OUT, Guard
+from hostd.revocation.judge import View, Ways, judge, within
+from hostd.revocation.revoke import EGRESS, INGRESS, Flow, OwnSocket
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
 from slash32.net import Address, Prefix, host_prefix, parse_address, parse_prefix

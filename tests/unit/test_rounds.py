@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from hostd.rounds import LONGEST, PAUSE, STEADY, Rounds
+from hostd.session.rounds import LONGEST, PAUSE, STEADY, Rounds
 
 
 def attempts(count: int, seconds: float, lasted: float = 0.0) -> list[tuple[float, int]]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatcher.anchors import anchors_in, anchors_of
-from dispatcher.changes import Changes
-from dispatcher.selections import Bearer, Selections
+from dispatcher.registry.anchors import anchors_in, anchors_of
+from dispatcher.registry.changes import Changes
+from dispatcher.registry.selections import Bearer, Selections
 from slash32 import selector as selectors
 from slash32.pack import AddressSet, Kind, ObjectKey
 from slash32.wire import Delete, Members, Put

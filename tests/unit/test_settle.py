@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from hostd.desired import Dirty
-from hostd.forwarding import GATEWAY4_ROUTE, Link, Neighbour, Route
-from hostd.plan import Limits
-from hostd.ruleset import Guard, SetKind, SetSpec
-from hostd.settle import Settler
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.desired import Dirty
+from hostd.compiler.forwarding import GATEWAY4_ROUTE, Link, Neighbour, Route
+from hostd.compiler.ruleset import Guard, SetKind, SetSpec
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
 from slash32.net import Prefix, parse_address, parse_prefix

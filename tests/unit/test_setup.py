@@ -35,7 +35,7 @@ def test_every_module_of_a_room_is_in(site: Path, room: str) -> None:
 
 
 def test_rooms_work_under_their_mapped_names(site: Path) -> None:
-    names = "slash32.hostd.plan, slash32.hostd.config, slash32.hooks.alone, slash32.dispatcher"
+    names = "slash32.hostd.change.plan, slash32.hostd.config, slash32.hooks.alone, slash32.dispatcher.store.disk"
     script = f"import sys; sys.path.insert(0, {str(site)!r}); import {names}; print(slash32.__version__)"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

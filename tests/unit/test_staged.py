@@ -4,8 +4,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostd.desired import StagedPoint
-from hostd.staged import StagedCounts
+from hostd.compiler.desired import StagedPoint
+from hostd.reporting.staged import StagedCounts
 from slash32.policy import Direction
 
 WEB = StagedPoint("web", "security", Direction.INGRESS, 1)

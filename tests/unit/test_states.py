@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hostd.chains import targets
-from hostd.desired import Dirty
-from hostd.forwarding import Link
-from hostd.names import parts_of, policy_of
-from hostd.plan import Limits
-from hostd.ruleset import Guard
-from hostd.settle import Settler
+from hostd.change.plan import Limits
+from hostd.change.settle import Settler
+from hostd.compiler.chains import targets
+from hostd.compiler.desired import Dirty
+from hostd.compiler.forwarding import Link
+from hostd.compiler.names import parts_of, policy_of
+from hostd.compiler.ruleset import Guard
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from dispatcher.commits import (
+from dispatcher.store.commits import (
     ANY,
     Commit,
     Entry,
@@ -30,7 +30,7 @@ from dispatcher.commits import (
     encode_record,
     encode_writes,
 )
-from dispatcher.disk import Disk
+from dispatcher.store.disk import Disk
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
 from slash32.pack import pack_endpoint

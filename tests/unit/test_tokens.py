@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dispatcher.__main__
-from dispatcher.tokens import TokenError, Tokens, make, read
+from dispatcher.api.tokens import TokenError, Tokens, make, read
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
 

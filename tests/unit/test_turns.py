@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatcher import fleet, operators
-from dispatcher.commits import (
+from dispatcher.core import Core
+from dispatcher.decisions.inputs import Command, Refused
+from dispatcher.decisions.ledger import Ledger
+from dispatcher.operators import fleet
+from dispatcher.operators import resources as operators
+from dispatcher.store.commits import (
     Commit,
     Failed,
     Foreign,
@@ -22,9 +26,6 @@ from dispatcher.commits import (
     decode_writes,
     encode_writes,
 )
-from dispatcher.core import Core
-from dispatcher.inputs import Command, Refused
-from dispatcher.ledger import Ledger
 from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from hostd.calc import Calculation
-from hostd.chains import targets
-from hostd.desired import Desired, StagedPoint
-from hostd.names import height, log_tag, parts_of, policy_of
-from hostd.ruleset import HOST_CHAINS, HOST_FORWARD_IN, HOST_IN, Goto, Interface, Jump, Log, Rule, Verdict
+from hostd.compiler.calc import Calculation
+from hostd.compiler.chains import targets
+from hostd.compiler.desired import Desired, StagedPoint
+from hostd.compiler.names import height, log_tag, parts_of, policy_of
+from hostd.compiler.ruleset import HOST_CHAINS, HOST_FORWARD_IN, HOST_IN, Goto, Interface, Jump, Log, Rule, Verdict
+from hostd.compiler.world import World
 from hostd.state import Carrier, Local, Locals, Phase
-from hostd.world import World
 from slash32.model import Endpoint
 from slash32.net import parse_address
 from slash32.policy import Action, Direction, HostEndpoint, Policy, Profile, Tier

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import json
 
-from dispatcher import watchers
-from dispatcher.commits import Commit, Holding, HostState, Table, Write
-from dispatcher.watchers import Watcher, Watchers, alive
+from dispatcher.api import watchers
+from dispatcher.api.watchers import Watcher, Watchers, alive
+from dispatcher.store.commits import Commit, Holding, HostState, Table, Write
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
 from slash32.policy import Tier

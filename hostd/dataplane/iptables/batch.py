@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from slash32.net import Prefix
 
-from ...ruleset import Rule, SetKind, SetSpec
+from ...compiler.ruleset import Rule, SetKind, SetSpec
 from .ipset import Member
 from .names import BEHIND
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from slash32.net import Address, Prefix
 
-from ...ruleset import SetKind, SetSpec
+from ...compiler.ruleset import SetKind, SetSpec
 from ..netlink import attr, attribute_map, attributes, be32, nest, text, u8
 from ..nft.intervals import disjoint
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from slash32.net import Prefix
 
-from ...ruleset import HOST_CHAINS, SetSpec
+from ...compiler.ruleset import HOST_CHAINS, SetSpec
 from . import classes, ipset
 from .entries import Entry, Table
 from .ipset import Header

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from slash32.net import Address, parse_prefix
 from slash32.policy import Icmp, PortRange
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     HOST_FORWARD_IN,
     HOST_FORWARD_OUT,
     Family,

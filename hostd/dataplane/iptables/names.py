@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from slash32.net import Prefix
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     HOST_CHAINS,
     HOST_FORWARD_OUT,
     HOST_GUESTS,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from slash32.net import Prefix, format_address, host_prefix
 
-from ...ruleset import HOST_GUESTS, Guard, SetSpec
+from ...compiler.ruleset import HOST_GUESTS, Guard, SetSpec
 from ..nft.render import Content
 from . import about, classes
 from .ipset import TYPES, Member, halves

@@ -1,4 +1,4 @@
-# Owns: the translation of hostd.ruleset's rules into lines of iptables, for one IP version at a time. Pure.
+# Owns: the translation of hostd.compiler.ruleset's rules into lines of iptables, for one IP version at a time. Pure.
 # What one line cannot say becomes several that exclude each other, or a constant set of its own.
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import product
 
 from slash32.net import Prefix
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     LOG_GROUP,
     Family,
     Goto,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
-from ...ruleset import SetKind, SetSpec
+from ...compiler.ruleset import SetKind, SetSpec
 from ..netlink import NETLINK_NETFILTER, NLM_F_ACK, KernelRefused, Message, NetlinkSocket, Refusal, message
 from . import ipset
 from .ipset import Header, Member, Pair

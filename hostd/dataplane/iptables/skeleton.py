@@ -13,7 +13,7 @@ from typing import NamedTuple
 from slash32.failsafe import INBOUND, OUTBOUND, TCP, UDP, VITAL_ICMP6, Failsafe
 from slash32.net import Prefix
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     GROUP_MASK,
     GUEST_EGRESS,
     HOST_CHAINS,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from slash32.net import Prefix
 
-from ...ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, Guard
+from ...compiler.ruleset import GUEST_EGRESS, HOST_CHAINS, HOST_GUESTS, Guard
 from ..netlink import Refusal
 from ..nft.transaction import TransactionRefused
 from . import about, classes, restore, sets

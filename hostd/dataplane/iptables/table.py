@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slash32.net import host_prefix
 
-from ...ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, Rule
+from ...compiler.ruleset import GUEST_EGRESS, HOST_CHAINS, Guard, Rule
 from ..nft.admission import Admission, Granted
 from ..nft.counters import Counts
 from ..nft.reading import Actual

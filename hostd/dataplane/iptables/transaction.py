@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from slash32.net import host_prefix
 
-from ...ruleset import HOST_CHAINS, Rule, SetKind, SetSpec
+from ...compiler.ruleset import HOST_CHAINS, Rule, SetKind, SetSpec
 from ..netlink import Refusal
 from ..nft.admission import Admission
 from ..nft.transaction import TransactionRefused

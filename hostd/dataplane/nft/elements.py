@@ -7,7 +7,7 @@ from itertools import chain
 
 from slash32.net import Address, Prefix
 
-from ...ruleset import SetKind
+from ...compiler.ruleset import SetKind
 from ..netlink import attribute_map, attributes
 from . import kernel as k
 from .intervals import Interval, prefix_interval, prefixes_of

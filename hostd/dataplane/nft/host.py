@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from slash32.failsafe import INBOUND, OUTBOUND, TCP, UDP, VITAL_ICMP6, Failsafe
 from slash32.net import Prefix
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     GROUP_MASK,
     GUEST_EGRESS,
     HOST_FROM_GUESTS,

@@ -10,7 +10,7 @@ from typing import Any
 from slash32.net import Address, Prefix, format_address, parse_address
 from slash32.policy import Icmp, PortRange
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     Family,
     Goto,
     IcmpIs,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from slash32.net import Address, Prefix
 
-from ...ruleset import SetKind, SetSpec
+from ...compiler.ruleset import SetKind, SetSpec
 from ..netlink import KernelRefused, NetlinkSocket, attribute_map, attributes, text
 from . import elements
 from . import kernel as k

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from slash32.net import Address, Prefix, format_address
 
-from ...ruleset import Guard, Rule, SetSpec
+from ...compiler.ruleset import Guard, Rule, SetSpec
 from . import kernel as k
 from .admission import Admission, Element
 from .elements import Member

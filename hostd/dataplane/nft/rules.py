@@ -1,4 +1,4 @@
-# Owns: the translation of hostd.ruleset's rules into statements. Pure. Matches are put in one order, cheapest first
+# Owns: the translation of the abstract rules into statements. Pure. Matches are put in one order, cheapest first
 # and what others depend on before them: all of them must hold, so their order has no meaning.
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from slash32.net import version
 
-from ...ruleset import (
+from ...compiler.ruleset import (
     LOG_GROUP,
     Family,
     Goto,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...ruleset import GROUP_MASK, HOST_CHAINS, HOST_FORWARD_IN, HOST_FORWARD_OUT, Guard
+from ...compiler.ruleset import GROUP_MASK, HOST_CHAINS, HOST_FORWARD_IN, HOST_FORWARD_OUT, Guard
 from . import host
 from . import kernel as k
 from .host import UNNUMBERED

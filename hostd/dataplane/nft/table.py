@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
-from ...ruleset import Guard, Rule
+from ...compiler.ruleset import Guard, Rule
 from ..netlink import NETLINK_NETFILTER, NetlinkSocket
 from . import kernel as k
 from . import reading

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from slash32.errors import Slash32Error
 
-from ...ruleset import HOST_CHAINS, Rule, SetKind, SetSpec
+from ...compiler.ruleset import HOST_CHAINS, Rule, SetKind, SetSpec
 from ..netlink import (
     NLM_F_ACK,
     NLM_F_APPEND,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from slash32.net import Address, Prefix, format_address
 
-from ...forwarding import (
+from ...compiler.forwarding import (
     Add,
     Delete,
     Failure,

@@ -4,7 +4,7 @@ from __future__ import annotations
 import struct
 import sys
 
-from ...forwarding import Link
+from ...compiler.forwarding import Link
 from ..netlink import attribute_map, text, u32
 
 RTM_NEWLINK = 16

@@ -6,7 +6,7 @@ import struct
 import sys
 from socket import AF_INET, AF_INET6
 
-from ...forwarding import Neighbour, TapAddress
+from ...compiler.forwarding import Neighbour, TapAddress
 from ..netlink import attr, attribute_map, u8
 
 RTM_NEWADDR = 20

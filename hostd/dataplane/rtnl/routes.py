@@ -15,7 +15,7 @@ from socket import AF_INET, AF_INET6
 
 from slash32.net import Address, Prefix
 
-from ...forwarding import Route
+from ...compiler.forwarding import Route
 from ..netlink import attr, attribute_map, u32
 
 RTM_NEWROUTE = 24
