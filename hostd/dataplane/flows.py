@@ -31,10 +31,12 @@ _WITH_PORTS = frozenset((6, 17, 33, 132, 136))
 _BY_SOURCE = 1  # flag of the filter
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 _DEAR = 5_000  # entries that cost as much to look at here as two walks of the kernel's own for an address
+_FOUND_MOST = 16  # addresses that the kernel is to look for by itself, each by two walks of that kind
 _BEAT = 1024  # flows that are judged between two words to systemd
 _BATCH = 1024  # deletions at a time: bounds the refusals that wait to be read
 _HEADS = struct.Struct("=HHHH")  # of a flow's tuple and of the addresses in it
 _FIRST, _THEN = _TUPLE_ORIG | 0x8000, _TUPLE_IP | 0x8000
+_V4 = bytes((socket.AF_INET, 0, 0, 0))
 _NAMING = frozenset((_ID, _ZONE, _MASTER))
 
 
@@ -43,13 +45,33 @@ class Flows:
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER)
+        self._finds = True  # the kernel ends by itself what it is told to look for
 
     def close(self) -> None:
         self._socket.close()
 
-    def forget(self, owned: Collection[Address | Prefix]) -> int:
-        """All flows from or to these, however translated; how many there were. Raises OSError."""
-        return self.end(owned, lambda _: True)
+    def forget(self, owned: Collection[Address | Prefix]) -> None:
+        """All flows from or to these, however translated. Raises OSError."""
+        if not _count():
+            return
+        prefixes = [_prefix(each) for each in owned]
+        single = [prefix for prefix in prefixes if prefix.length == 32 and prefix.version == 4][:_FOUND_MOST]
+        if self._finds and single and self._found(single):
+            prefixes = [prefix for prefix in prefixes if prefix not in single]
+        self.end(prefixes, lambda _: True)
+
+    def _found(self, prefixes: list[Prefix]) -> bool:
+        """The kernel finds and ends them by itself, and passes over empty buckets, which it does not when it tells:
+        0.3 ms instead of 10. False: this one cannot (before Linux 6.11: EINVAL, for it takes what is to be looked for
+        for a whole tuple that lacks most); then they are as they were, or ended."""
+        filters = _filters(prefixes)
+        first = self._socket.reserve(len(filters))
+        last = first + len(filters) - 1
+        batch = (
+            message(_DELETE, NLM_F_ACK if n == last else 0, n, _V4 + each) for n, each in enumerate(filters, first)
+        )
+        self._finds = not self._socket.exchange(b"".join(batch), last)
+        return self._finds
 
     def end(self, near: Collection[Address | Prefix], condemned: Callable[[Flow], bool]) -> int:
         """Those that are condemned, of the flows from or to these; how many there were. Raises OSError."""
@@ -200,6 +222,10 @@ def _chosen(prefixes: list[Prefix], count: int) -> list[bytes]:
     it knows no prefixes."""
     if len(prefixes) * _DEAR > count or any(prefix.length != 32 or prefix.version != 4 for prefix in prefixes):
         return [b""]
+    return _filters(prefixes)
+
+
+def _filters(prefixes: list[Prefix]) -> list[bytes]:
     chosen = []
     for prefix in prefixes:
         for side in (_TUPLE_ORIG, _TUPLE_REPLY):

@@ -60,9 +60,10 @@ def tracked() -> set[tuple[str, str]]:
 )
 def test_all_flows_of_an_address_and_no_others(flows: Flows, owned: list[bytes], gone: list[tuple[str, str]]) -> None:
     assert tracked() == set(FLOWS)
-    assert flows.forget(owned) == len(gone)
+    flows.forget(owned)
     assert tracked() == set(FLOWS) - set(gone)
-    assert flows.forget(owned) == 0
+    flows.forget(owned)
+    assert tracked() == set(FLOWS) - set(gone)
 
 
 @pytest.mark.parametrize("owned", ["10.65.0.2", "10.65.0.0/30", "fd00:65::2", "fd00:65::2/128"])
@@ -123,13 +124,14 @@ def test_an_address_before_translation_too(flows: Flows) -> None:
     """A guest behind natOutgoing, or one that is reached through another address."""
     for words in ("-s 10.65.0.7 -d 192.0.2.1 --src-nat 10.99.0.1", "-s 192.0.2.9 -d 10.99.0.1 --dst-nat 10.65.0.7"):
         run("conntrack", "-I", "-p", "udp", "--sport", "5", "--dport", "53", "-t", "60", *words.split())
-    assert flows.forget([parse_address("10.65.0.7")]) == 2
+    assert len(tracked() - set(FLOWS)) == 2
+    flows.forget([parse_address("10.65.0.7")])
     assert tracked() == set(FLOWS)
 
 
 def test_nothing_tracked(netns: Namespace) -> None:
     flows = Flows()
-    assert flows.forget([parse_address("10.65.0.2")]) == 0
+    flows.forget([parse_address("10.65.0.2")])
     flows.close()
 
 
