@@ -131,7 +131,7 @@ class Site:
         while True:
             bring_up_to_date(self.run / "hook.sock")
             with contextlib.suppress(FileNotFoundError):
-                found: dict[str, Any] = json.loads((self.run / "hostd.reporting.status").read_text())
+                found: dict[str, Any] = json.loads((self.run / "hostd.status").read_text())
                 if found["pid"] == self.daemon.pid:
                     return found
             if time.monotonic() > deadline:

@@ -372,7 +372,7 @@ class Daemon:
         now = status.signature(self.agent, self.memory.trouble, staged)
         if now != self._said:
             self._said = now
-            path = self.config.run_dir / "hostd.reporting.status"
+            path = self.config.run_dir / "hostd.status"
             fresh = path.with_suffix(".new")
             said = status.of(self.agent, os.getpid(), self.memory.trouble)
             said |= {"staged": staged, "packet_filter": self.machine.packet_filter}

@@ -24,13 +24,13 @@ def show(folder: Path, output: str) -> int:
     """1 where there is no daemon, or where something is wrong with what it reports."""
     try:
         state = bring_up_to_date(folder / "hook.sock")
-        said: dict[str, Any] = json.loads((folder / "hostd.reporting.status").read_text())
+        said: dict[str, Any] = json.loads((folder / "hostd.status").read_text())
     except FileNotFoundError:
         return _nothing(f"no status: the daemon has not run since this host was booted; {SEE}")
     except PermissionError:
         return _nothing("permission denied; run this as root")
     except ValueError:
-        return _nothing(f"{folder / 'hostd.reporting.status'}: not what the daemon writes; restart slash32-hostd")
+        return _nothing(f"{folder / 'hostd.status'}: not what the daemon writes; restart slash32-hostd")
     said |= {"state": state, "running": state == "running"}
     if output == "json":
         print(json.dumps(said, indent=2, sort_keys=True))

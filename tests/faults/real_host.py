@@ -101,7 +101,7 @@ class RealHost:
         """Of now, if the daemon answers."""
         bring_up_to_date(self.run_dir / "hook.sock")
         try:
-            found: dict[str, Any] = json.loads((self.run_dir / "hostd.reporting.status").read_text())
+            found: dict[str, Any] = json.loads((self.run_dir / "hostd.status").read_text())
         except FileNotFoundError:
             return {"in_sync": False, "revision": -1}
         return found
