@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from slash32 import wire
@@ -189,7 +190,8 @@ class Core:
             return
         name, _, key = user.partition(" ") if session is None else (session.host, "", session.key)
         host = self.registry.hosts.get(name)
-        if host is None or self.ledger.keys.get(key) != name or (session is None and len(identity) != 16):
+        durable = name in self.fanout.publishers  # a host that is being added may never be there
+        if host is None or not durable or self.ledger.keys.get(key) != name or (session is None and len(identity) != 16):
             self._warn(quoted(name, 64), "said hello with a key that is not its own any more")
             self._out.append((identity, wire.encode_to_host(wire.Refused(f"host {name} has no such key any more"))))
             return
@@ -231,8 +233,12 @@ class Core:
         self._out.append((identity, wire.encode_to_host(wire.Refused(why))))
 
     def introduced(self, session: Session, hello: Hello) -> None:
-        """What its Hello changes of what is known of it."""
+        """What its Hello changes of what is known of it. What was known when it came may have been taken back since."""
         host = self.registry.hosts[session.host]
+        session.fenced = bool(self.ledger.host(host.name).fenced)
+        if self.ledger.keys.get(session.key) != host.name:
+            self.drop(host.name, "its key was not registered", "this host's key is not registered")
+            return
         self._new_key(host, session.key)
         self._next_hops(host, hello)
         self._look_ahead(session.host, hello)
@@ -348,7 +354,7 @@ class Core:
         for host in [name for name in self._opening if self._may_open(self.connected[name])]:
             self._open(host, self._opening.pop(host))
         for host in self._resume:
-            frames = self.fanout.publishers[host].resume(self.fanout.whole)
+            frames = self.fanout.publishers[host].resume(partial(self.fanout.needed, host))
             if frames is not None:
                 self._out.append((self.connected[host].identity, frames))
         self._resume.clear()
@@ -418,12 +424,19 @@ class Core:
         revision = self.revision if ahead is None else min(self.revision, ahead - 1)
         self._out.append((session.identity, self.fanout.open(host, session.hello, self.epoch, revision, adopt)))
         self.company.moved = True
-        held = self.fanout.publishers[host].held
+        held = self._why_held(session)
         if not held:
             self._followed.add(host)
         else:
             what = "host %s: keeps its own state: %s; `slash32 adopt` gives it ours"
             log.error(what, host, held, extra=fields(host=host))
+
+    def _why_held(self, session: Session) -> str:
+        publisher, hello = self.fanout.publishers[session.host], session.hello
+        if publisher.held and (upto := self.ledger.superseded.get(hello.epoch)) is not None:
+            seen = f"it has seen revision {hello.revision} of epoch {hello.epoch}"
+            publisher.held = f"{seen}, of which this store is a copy as of revision {upto}: an old one"
+        return publisher.held
 
     def adopt(self, names: Collection[str] | None) -> list[str]:
         """An operator's word: of these hosts (None: all) those that hold back take this dispatcher's content.
@@ -444,13 +457,15 @@ class Core:
         """Everything up to this revision is in the host's kernel."""
         publisher = self.fanout.publishers.get(session.host)
         if publisher is None or not publisher.live:
-            return session.hello.revision if session.hello.epoch == self.epoch else 0
+            said = publisher is not None and publisher.held and session.hello.epoch == self.epoch
+            return session.hello.revision if said else 0  # what it has heard need not be in its kernel yet
         oldest = publisher.unsettled
         return self.revision if oldest is None else max(oldest - 1, 0)
 
     def has(self, host: str, revision: int) -> bool:
         """The host's kernel has all of the revision that concerns it, whichever dispatcher it is connected to."""
-        if self.fanout.publishers[host].has(revision):
-            return True
+        publisher = self.fanout.publishers.get(host)  # none: it is being added
+        if publisher is None or publisher.has(revision):
+            return publisher is not None
         found = self.company.peers.presence(host, self.clock())
-        return found is not None and found[1].settled >= revision
+        return found is not None and not found[1].held and found[1].settled >= revision

@@ -179,7 +179,13 @@ class Disk:
             self._revision = commit.revision
             self._outcomes.append(Landed(commit.revision))
 
-    def _commit(self, commit: Commit) -> None:
+    def renew(self, epoch: str, commit: Commit) -> None:
+        """Takes another epoch, at the same revision. Raises StoreError."""
+        with self._clear("cannot be written"):
+            self._commit(commit, epoch)
+
+    def _commit(self, commit: Commit, epoch: str = "") -> None:
+        """`epoch`: its new one."""
         run = self._db.execute
         if self._sum is None:
             self._check_content(self._meta())
@@ -189,6 +195,8 @@ class Disk:
         try:
             for table, key, record in commit.writes:
                 found += _write(self._db, table, key, record)
+            if epoch:
+                run("update meta set value = ? where key = 'epoch'", (epoch,))
             ((epoch,),) = run("select value from meta where key = 'epoch'")
             run("update meta set value = ? where key = 'revision'", (str(commit.revision),))
             run("insert or replace into meta values ('digest', ?)", (_digest(epoch, commit.revision, found & _MASK),))

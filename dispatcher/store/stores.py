@@ -11,13 +11,16 @@ from .commits import Peer, Saved, Store, StoreError, Table
 from .disk import Disk
 from .etcd.gateway import EtcdConfig
 from .etcd.store import EtcdStore
+from .witness import Witnessed, note_path, vouch
 
 KNOCK = 1.0  # seconds for a dispatcher to answer
 
 
 def opened(config: Config, wake: Callable[[], None]) -> Store:
     """`wake` is called, from any thread, when `take` has something. Raises StoreError."""
-    return EtcdStore(_etcd(config), wake) if config.store == "etcd" else Disk(config.database)
+    if config.store == "etcd":
+        return EtcdStore(_etcd(config), wake)
+    return Witnessed(Disk(config.database), note_path(config.socket))
 
 
 def migrate(config: Config, to: str) -> Saved:
@@ -42,6 +45,7 @@ def migrate(config: Config, to: str) -> Saved:
     except StoreError:
         config.database.unlink()
         raise
+    vouch(note_path(config.socket), saved)
     return saved
 
 
