@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import filters
 import pytest
 from netns import Namespace
+from nft_samples import GUARD
+
+from hostd.dataplane.nft import NftTable
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +38,15 @@ def peer() -> Iterator[Namespace]:
         yield namespace
     finally:
         namespace.close()
+
+
+@pytest.fixture
+def table(netns: Namespace) -> Iterator[NftTable]:
+    """Of nf_tables, with nothing but the skeleton."""
+    made = NftTable(GUARD)
+    made.load()
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=filters.KINDS)

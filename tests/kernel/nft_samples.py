@@ -1,6 +1,9 @@
 # Owns: generated and hand-picked filters for the nf_tables tests, and how to bring one into a kernel.
 from __future__ import annotations
 
+import os
+
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from hostd.compiler.ruleset import (
@@ -30,6 +33,8 @@ from hostd.dataplane.nft import Admission, Content, NftTable, disjoint
 from slash32.net import Prefix, pack_mac, parse_address, parse_prefix
 from slash32.policy import Icmp, PortRange
 
+COUNT = 300 if os.environ.get("SLASH32_COUNTS") == "full" else 30
+ANY = settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS = {4: (SetKind.ADDR4, SetKind.NET4), 6: (SetKind.ADDR6, SetKind.NET6)}
 SETS = {f"s-{kind.value}": SetSpec(kind, 64) for kind in SetKind}
 _WAYS = st.booleans()

@@ -1,86 +1,21 @@
-# The whole policy model on real guests of two hypervisors: what is written, what packets then do, and what the tools
-# say of it. Every "closed" has its "open" in the same test.
+# The whole policy model on real guests of two hypervisors: what is written, and what packets then do. Every "closed"
+# has its "open" in the same test.
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
 from deployed import Guest, Site
+from policy_rig import ALLOW, AMONG, EVERYTHING, ROLES, Scene, explain, policy, poll, resource, scene, tcp, text
 
-from lab import access, matrix, product
-from lab.matrix import Cell
+from lab import access, product
 from lab.node import Node
 
-SECONDS = 30.0
-ROLES = 'role in {"pm-web", "pm-app", "pm-db", "pm-ops"}'
-EVERYTHING = ("80", "5432", "icmp")
-
-
-def resource(kind: str, name: str, /, **spec: Any) -> dict[str, Any]:
-    return {"apiVersion": "slash32/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
-
-
-def policy(name: str, selector: str, /, **spec: Any) -> dict[str, Any]:
-    return resource("GlobalNetworkPolicy", name, selector=selector, **spec)
-
-
-def text(*resources: dict[str, Any]) -> str:
-    return yaml.safe_dump_all(resources, sort_keys=False)
-
-
-ALLOW = [{"action": "Allow"}]
-
-
-def tcp(*ports: int, action: str = "Allow", source: str = "") -> dict[str, Any]:
-    """A rule; SOURCE is a role."""
-    peer = {"source": {"selector": f'role == "{source}"'}} if source else {}
-    return {"action": action, "protocol": "TCP", **peer, "destination": {"ports": list(ports)}}
-
-
-AMONG = policy("pm-among", ROLES, types=["Ingress", "Egress"], ingress=ALLOW, egress=ALLOW, order=100)
-
-
-class Scene(NamedTuple):
-    """web and app on h1, db (a virtual machine) and ops on h2."""
-
-    site: Site
-    web: Guest
-    app: Guest
-    db: Guest
-    ops: Guest
-
-    @property
-    def guests(self) -> tuple[Guest, ...]:
-        return self.web, self.app, self.db, self.ops
-
-    def open_to(self, target: Guest, sources: Sequence[Guest] = ()) -> set[str]:
-        """What all the others (or SOURCES) can open there; they and both families must agree."""
-        askers = [guest for guest in sources or self.guests if guest is not target]
-        said = matrix.at_once(lambda guest: guest.probe(target, ms=500), askers)
-        assert all(each[target.address4, w] == each[target.address6, w] for each in said for w in EVERYTHING), said
-        found = [{what for what in EVERYTHING if each[target.address4, what]} for each in said]
-        assert all(each == found[0] for each in found), dict(zip([a.name for a in askers], found, strict=True))
-        return found[0]
-
-
-@pytest.fixture(scope="module")
-def scene(site: Site) -> Iterator[Scene]:
-    with site.scope():
-        web, app = site.guest(site.h1, "pm-web"), site.guest(site.h1, "pm-app")
-        db, ops = site.guest(site.h2, "pm-db", "qemu"), site.guest(site.h2, "pm-ops")
-        site.start(web, app, db, ops)
-        yield Scene(site, web, app, db, ops)
-
-
-def poll(wrong: Any, seconds: float = SECONDS) -> None:
-    problem = product.poll(wrong, seconds)
-    assert problem is None, problem
-
+__all__ = ["scene"]  # the fixture
 
 # ---- tiers, profiles, network sets ----------------------------------------------------------------------------------
 
@@ -102,16 +37,6 @@ TIERS = (
     policy("pm-third.ops", 'role == "pm-ops"', tier="pm-third",
            ingress=[tcp(80)]),
 )  # fmt: skip
-
-
-def explain(site: Site, source: Guest | str, target: Guest | str, traffic: str, *, code: int) -> dict[str, Any]:
-    """What slash32 explain says; both kernels have been asked and say the same as the model unless CODE is 1."""
-    ends = [each if isinstance(each, str) else each.name for each in (source, target)]
-    done = site.d1.run(["slash32", "explain", *ends, traffic, "-o", "json"], check=False)
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    assert code == 1 or done.stderr == "", done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
 
 
 def test_tiers(scene: Scene) -> None:
@@ -359,122 +284,6 @@ def test_guests_may_speak_to_their_host_where_any_interface_is_under_policy(scen
         assert to_host(scene.web) == [True, True]
         site.delete(("HostEndpoint", "pm-any"))
         assert to_host(scene.web) == [False, False]
-
-
-# ---- explain and diff -----------------------------------------------------------------------------------------------
-
-
-def test_explain_by_both_kernels(scene: Scene) -> None:
-    one = tcp(5432, source="pm-web")
-    scene.site.apply(text(AMONG, policy("pm-only", 'role == "pm-db"', order=1, ingress=[one, {"action": "Deny"}])))
-    yes = explain(scene.site, scene.web, scene.db, "tcp/5432", code=0)
-    assert (yes["verdict"], yes["ingress"]["policy"], yes["ingress"]["rule"]) == ("allow", "pm-only", 0)
-    assert {stage: (said["host"], said["verdict"]) for stage, said in yes["kernel"].items()} == {
-        "egress": ("h1", "allow"),
-        "ingress": ("h2", "allow"),
-    }
-    no = explain(scene.site, scene.app, scene.db, "tcp/5432", code=3)
-    assert (no["verdict"], no["ingress"]["rule"]) == ("deny", 1) and no["kernel"]["ingress"]["verdict"] == "deny"
-    assert scene.web.reaches(scene.db, "5432") and not scene.app.reaches(scene.db, "5432")
-
-
-@pytest.mark.parametrize(("host", "stage"), [("h1", "egress"), ("h2", "ingress")])
-def test_explain_shouts(scene: Scene, host: str, stage: str) -> None:
-    """Somebody keeps putting a rule of his own into the chain; hostd takes it out as often. Asked in between, the
-    kernel does not do what the model says, and explain must not hide it."""
-    scene.site.apply(text(AMONG))
-    said = explain(scene.site, scene.web, scene.db, "tcp/80", code=0)
-    assert said["kernel"][stage]["host"] == host
-    node, chain = scene.site.rack.node(host), said["kernel"][stage]["chain"]
-    legacy = f"iptables-legacy -w -t security -I {chain} -j DROP"
-    harm = legacy if host in scene.site.rack.legacy else f"nft insert rule inet slash32 {chain} drop"
-    seen: list[tuple[int, str]] = []
-
-    def quiet() -> str | None:
-        done = scene.site.d1.run(["slash32", "explain", scene.web.name, scene.db.name, "tcp/80"], check=False)
-        seen.append((done.returncode, done.stdout + done.stderr))
-        return None if done.returncode == 1 and "DIFFER" in done.stderr else str(seen[-1])
-
-    vandal = node.popen(["sh", "-c", f"while :; do {harm} || :; done"])
-    try:
-        poll(quiet)
-    finally:
-        vandal.kill()
-        vandal.communicate()
-    shout = f"KERNEL AND MODEL DIFFER: {stage}: the model says allow, the kernel of {host} says deny"
-    assert shout in seen[-1][1], seen[-1]
-    poll(lambda: None if _explained(scene) == 0 else "does not agree again")
-    assert scene.web.reaches(scene.db, "80")
-
-
-def _explained(scene: Scene) -> int:
-    return scene.site.d1.run(["slash32", "explain", scene.web.name, scene.db.name, "tcp/80"], check=False).returncode
-
-
-def test_diff_says_what_then_happens(scene: Scene) -> None:
-    """Every row of diff is a change of the packets' matrix, and every change of the matrix is a row of diff."""
-    web = tcp(80)
-    scene.site.apply(text(policy("pm-a", ROLES, types=["Ingress", "Egress"], ingress=[web], egress=ALLOW)))
-    before = observed(scene)
-    new = text(
-        policy("pm-a", ROLES, types=["Ingress", "Egress"], egress=ALLOW, ingress=[
-            {**web, "source": {"notSelector": 'role == "pm-app"'}},
-            tcp(5432, source="pm-app")]),
-        policy("pm-b", 'role == "pm-ops"', order=1, types=["Ingress"], ingress=[
-            {"action": "Allow", "protocol": "ICMP", "source": {"selector": 'role == "pm-db"'}}, {"action": "Deny"}]),
-    )  # fmt: skip
-    scene.site.d1.write("/root/slash32/new.yaml", new)
-    said = json.loads(product.cli(scene.site.rack, "diff", "-f", "/root/slash32/new.yaml", "-o", "json"))
-    assert observed(scene) == before, "diff changes nothing"
-    foretold = {after: foreseen(scene, said, after) for after in ("allow", "deny")}
-    scene.site.apply(new)
-    after = observed(scene)
-    assert foretold == {"allow": after - before, "deny": before - after}
-    assert all(foretold.values())
-    again = json.loads(product.cli(scene.site.rack, "diff", "-f", "/root/slash32/new.yaml", "-o", "json"))
-    assert again["changes"] == [] and not again["summary"]["verdictsChange"]
-
-
-def observed(scene: Scene) -> set[Cell]:
-    guests = [matrix.Guest(g.name, g.node, g.address4, g.address6) for g in scene.guests]
-    return set(matrix.observe(guests, wait_ms=500).open)
-
-
-def foreseen(scene: Scene, said: dict[str, Any], after: str) -> set[Cell]:
-    """The cells of our guests that get the verdict AFTER, as diff tells it."""
-    groups = {group["id"]: set(group.get("members", ())) for group in said["groups"]}
-    names = {guest.name for guest in scene.guests}
-    found = set()
-    for change in said["changes"]:
-        if change["after"] != after:
-            continue
-        ends = [set().union(*(groups[n] for n in change[end]["groups"])) & names for end in ("from", "to")]
-        for flow in change["traffic"]:
-            for source, target in ((s, t) for s in ends[0] for t in ends[1] if s != t):
-                found |= {Cell(source, target, what, family) for what, family in cells_of(flow)}
-    return found
-
-
-def cells_of(flow: dict[str, Any]) -> set[tuple[str, int]]:
-    """Which of the probes' questions this is about."""
-    families = [flow["ipVersion"]] if "ipVersion" in flow else [4, 6]
-    cells = set()
-    for family in families:
-        for what, protocol in (("80", "TCP"), ("5432", "TCP"), ("icmp", "ICMP" if family == 4 else "ICMPv6")):
-            if flow.get("protocol", protocol) != protocol or protocol in flow.get("notProtocols", ()):
-                continue
-            if what == "icmp":
-                asked, kind = flow.get("icmpTypes"), 8 if family == 4 else 128
-            else:
-                asked, kind = flow.get("ports"), int(what)
-            if asked is None or any(first <= kind <= last for first, last in map(ends_of, asked)):
-                cells.add((what, family))
-    return cells
-
-
-def ends_of(port: int | str) -> tuple[int, int]:
-    first, _, last = str(port).partition(":")
-    return int(first), int(last or first)
 
 
 # ---- revocation -----------------------------------------------------------------------------------------------------
