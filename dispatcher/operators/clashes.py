@@ -2,7 +2,7 @@
 # may not be deleted since others rest on it. Pure. Each error is one line.
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from slash32.errors import quoted
 from slash32.model import Host
@@ -11,10 +11,27 @@ from slash32.policy import DEFAULT_TIER, HostEndpoint, Policy, Tier
 from slash32.resources import Resource, kind_of
 
 from ..registry.registry import Registry
+from ..store.commits import HostState, Peer
 
 
 def clashes(registry: Registry, decoded: Sequence[Resource]) -> list[str]:
     return [*_of_hosts(registry, decoded), *_of_tiers(registry, decoded), *_of_host_endpoints(registry, decoded)]
+
+
+def keys_of_others(
+    hosts: Mapping[str, HostState], dispatchers: Mapping[str, Peer], decoded: Sequence[Resource]
+) -> Iterator[str]:
+    """A host with a key that is to be another's, or is a dispatcher's: whose it is would depend on who asks."""
+    for host in decoded:
+        if not isinstance(host, Host) or not host.public_key:
+            continue
+        said = f"Host {host.name}: spec.publicKey: {host.public_key}"
+        for name, state in hosts.items():
+            if name != host.name and state.next_key == host.public_key:
+                yield f"{said} is the next key of host {name}"
+        for name, peer in dispatchers.items():
+            if peer.public_key == host.public_key:
+                yield f"{said} is that of dispatcher {name}"
 
 
 def _of_hosts(registry: Registry, decoded: Sequence[Resource]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ..hosts.questions import Inquiry
 from ..registry.registry import Claimed
 from ..replicas.rolls import Presence
 from ..store.commits import Holding, Saved, Table
-from .resources import apply
+from .resources import apply, bound
 
 Json = dict[str, Any]
 _COUNTED = {
@@ -217,6 +217,7 @@ def restore(core: Core, saved: Saved, replace: bool) -> Json:
         core.ledger.write(*change)
     core.ledger.note(core.wall(), f"backup of revision {saved.revision}", "restored")
     return {"revision": core.revision + 1, "changes": len(changes)}
+    bound(core, sorted(core.registry.endpoints))  # by what hosts may claim now
 
 
 def dispatchers(core: Core) -> Json:
@@ -242,7 +243,10 @@ def _known(core: Core, names: Sequence[str]) -> None:
 def adopt(core: Core, names: list[str] | None) -> Json:
     """`names` None: all hosts. Refuses a name that is no host's."""
     _known(core, names or ())
-    return {"adopted": sorted({*core.adopt(names), *core.company.adopt(names, core.clock())})}
+    adopted = sorted({*core.adopt(names), *core.company.adopt(names, core.clock())})
+    for name in adopted:
+        core.ledger.note(core.wall(), f"Host {name}", "adopted")
+    return {"adopted": adopted}
 
 
 def ask(core: Core, names: Sequence[str], question: str) -> Inquiry:

@@ -2,22 +2,22 @@
 # Runs in the core's thread; the API hands over plain data and gets plain data back.
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from slash32 import resources
 from slash32.errors import Slash32Error, quoted
-from slash32.model import Host
-from slash32.policy import DEFAULT_TIER, THE_DEFAULT_TIER
+from slash32.model import EndpointKey, Host
+from slash32.policy import DEFAULT_TIER, THE_DEFAULT_TIER, Profile
 from slash32.resources import Resource
 from slash32.verdict import effective_labels
 
 from ..core import Core
 from ..decisions.inputs import Refused
 from ..registry.ownership import out_of_bounds
-from .clashes import clashes, still_needed
+from .clashes import clashes, keys_of_others, still_needed
 
-__all__ = ["Refused", "apply", "delete", "find", "get"]
+__all__ = ["Refused", "apply", "bound", "delete", "find", "get"]
 
 Json = dict[str, Any]
 
@@ -26,9 +26,11 @@ def apply(core: Core, documents: Sequence[Any], dry_run: bool) -> Json:
     """All of them or, when anything is wrong with any, none. Raises Refused."""
     decoded, errors = _decoded(documents)
     errors += clashes(core.registry, decoded)
+    errors += keys_of_others(core.ledger.hosts, core.ledger.dispatchers, decoded)
     if errors:
         raise Refused(400, *errors)
     changes: list[Json] = []
+    moved: list[Resource] = []
     for resource in decoded:
         kind, old = resources.kind_of(resource), find(core, resources.kind_of(resource), resource.name)
         change = "created" if old is None else "unchanged" if old == resource else "configured"
@@ -36,8 +38,9 @@ def apply(core: Core, documents: Sequence[Any], dry_run: bool) -> Json:
         if change != "unchanged" and not dry_run:
             core.ledger.put(resource)
             core.ledger.note(core.wall(), f"{kind} {resource.name}", change)
-            if isinstance(resource, Host):
-                _bound(core, resource)
+            moved.append(resource)
+    for resource in moved:  # once all are there
+        _rebound(core, resource)
     return {"revision": core.revision + (1 if core.ledger.writes else 0), "changes": changes}
 
 
@@ -60,11 +63,22 @@ def _decoded(documents: Sequence[Any]) -> tuple[list[Resource], list[str]]:
     return list(found.values()), errors
 
 
-def _bound(core: Core, host: Host) -> None:
-    """A host's resource changed: claims that it forbids end."""
-    for key in sorted(core.registry.of_host(host.name)):
-        endpoint = core.registry.endpoints[key].endpoint
-        why = out_of_bounds(host, endpoint, effective_labels(endpoint, core.registry.profiles))
+def _rebound(core: Core, resource: Resource) -> None:
+    """It says what a host may claim, or gives labels: claims that are now forbidden end."""
+    registry = core.registry
+    if isinstance(resource, Host):
+        bound(core, sorted(registry.of_host(resource.name)))
+    elif isinstance(resource, Profile):
+        bound(core, sorted(registry.bearing(resource.name)))
+
+
+def bound(core: Core, keys: Iterable[EndpointKey]) -> None:
+    """Of these endpoints those end that their hosts may not claim any more."""
+    registry = core.registry
+    for key in keys:
+        claimed = registry.endpoints[key]
+        host, labels = registry.hosts[claimed.host], effective_labels(claimed.endpoint, registry.profiles)
+        why = out_of_bounds(host, claimed.endpoint, labels)
         if why is not None:
             core.ledger.release(key)
             core.claims.alarm(host.name, key, why)
@@ -77,7 +91,10 @@ def delete(core: Core, word: str, name: str) -> Json:
     needed = still_needed(core.registry, kind, name)
     if needed is not None:
         raise Refused(409, needed)
+    gone = core.ledger.resources()[kind][name]
     core.ledger.delete(kind, name)
+    if isinstance(gone, Profile):  # another profile's label may come to light
+        _rebound(core, gone)
     core.ledger.note(core.wall(), f"{kind} {name}", "deleted")
     return {"revision": core.revision + 1}
 

@@ -257,6 +257,10 @@ class Registry:
     def of_host(self, name: str) -> Set[EndpointKey]:
         return self._by_host.get(name, set())
 
+    def bearing(self, profile: str) -> list[EndpointKey]:
+        """The endpoints that name it, whether it is there or not."""
+        return [user.endpoint.key for user in self._by_profile.get(profile, {}) if isinstance(user, Claimed)]
+
     def held_with(self, name: str, endpoint: Endpoint) -> int:
         """Addresses and prefixes that the host's endpoints would hold, with this one as it is claimed."""
         present = self.endpoints.get(endpoint.key)

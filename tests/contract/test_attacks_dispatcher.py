@@ -1,0 +1,137 @@
+# What a hostile review found, each once more: hosts that get around their bounds, dispatchers that were removed, words
+# that fill memory, clients whose token has ended. The core is real, its store is a file; where it matters, a process.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dispatcher_rig import document, guest
+
+from dispatcher.core import Core
+from dispatcher.decisions.inputs import Command, Refused
+from dispatcher.decisions.ledger import Ledger
+from dispatcher.operators import fleet
+from dispatcher.operators import resources as operators
+from dispatcher.store.disk import Disk
+from slash32 import wire
+from slash32.model import Endpoint
+from slash32.wire import Claimed, FromDispatcher, FromHost, Hello, Report
+
+EMPTY = Hello("", 0, 0)
+
+
+def key(number: int) -> str:
+    return "x" * 37 + f"{number:03d}"
+
+
+class Played:
+    """A core, its hosts and its operators, in one thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Disk(folder / "d.db")
+        self.now = 0.0
+        self.core = Core(self.store, lambda: self.now, lambda: 0.0, "d1")
+
+    def do(self, run: Callable[[Core], Any]) -> Any:
+        command = Command(self.core, run, "test")
+        self.core.turns.add(command)
+        self.core.flush()
+        done, self.core.done = self.core.done, []
+        for each in done:
+            each.finish()
+        future: Future[Any] = command.future
+        return future.result(0)
+
+    def apply(self, *documents: dict[str, Any]) -> Any:
+        return self.do(lambda core: operators.apply(core, documents, False))
+
+    def say(self, number: int, *messages: FromHost) -> list[FromDispatcher]:
+        """A host does; all that is sent then, to whomever."""
+        for message in messages:
+            body = wire.encode_to_dispatcher(message)
+            self.core.receive(bytes([number]) * 16, body, f"h{number} {key(number)}")
+        return [wire.decode_from_dispatcher(frames) for _, frames in self.core.flush()]
+
+    def refusals(self, number: int, *endpoints: Endpoint) -> list[str]:
+        heard = self.say(number, EMPTY, Report(1, endpoints))
+        return [refusal.message for answer in heard if isinstance(answer, Claimed) for refusal in answer.refused]
+
+    def owners(self) -> dict[str, dict[str, str]]:
+        return {e["domain"]: e["effectiveLabels"] for e in fleet.endpoints(self.core)["items"]}
+
+
+@pytest.fixture
+def played(tmp_path: Path) -> Iterator[Played]:
+    made = Played(tmp_path)
+    made.apply(*(document("Host", f"h{n}", publicKey=key(n)) for n in (1, 2)))
+    yield made
+    made.store.close()
+
+
+# --- a host gets around its bounds -----------------------------------------------------------------------------------
+
+
+def gives(name: str, **labels: str) -> dict[str, Any]:
+    return document("Profile", name, labelsToApply=labels)
+
+
+def test_a_profile_that_comes_later_gives_no_label_that_the_host_may_not_use(played: Played) -> None:
+    played.apply(document("Host", "h1", publicKey=key(1), labels={"role": ["web"]}))
+    early = replace(guest(1), labels={}, profiles=("p",))
+    assert played.refusals(1, early) == [], "there is no such profile yet"
+    played.apply(gives("p", role="web"))
+    assert played.owners() == {"web1": {"role": "web"}}, "the control: what the host may use"
+    played.apply(gives("p", role="admin"))
+    assert played.owners() == {}
+    assert [alarm["host"] for alarm in fleet.status(played.core)["alarms"]] == ["h1"]
+    assert len(played.refusals(1, early)) == 1
+    assert played.refusals(2, early) == [], "the control: a host without such bounds"
+
+
+def test_nor_does_a_profile_that_stood_before_another(played: Played) -> None:
+    played.apply(document("Host", "h1", publicKey=key(1), labels={"role": ["web"]}))
+    played.apply(gives("p", role="web"), gives("q", role="admin"))
+    for shadowed in (("p", "q"), ("q", "p")):  # whichever counts
+        if not played.refusals(1, replace(guest(1), labels={}, profiles=shadowed)):
+            break
+    assert played.owners() == {"web1": {"role": "web"}}
+    played.do(lambda core: operators.delete(core, "Profile", "p"))
+    assert played.owners() == {}
+
+
+def test_bounds_that_a_backup_brings_count(played: Played) -> None:
+    played.apply(document("Host", "h1", publicKey=key(1), nets=["10.65.0.1/32"]))
+    saved = played.core.ledger.saved()
+    played.apply(document("Host", "h1", publicKey=key(1)))
+    assert played.refusals(1, guest(1), guest(2)) == []
+    played.do(lambda core: fleet.restore(core, saved, True))
+    assert set(played.owners()) == {"web1"}
+
+
+# --- whose key it is -------------------------------------------------------------------------------------------------
+
+
+def test_the_next_key_of_a_host_is_no_other_hosts_key(played: Played) -> None:
+    played.do(lambda core: fleet.rotate(core, "h1", key(7)))
+    with pytest.raises(Refused) as refused:
+        played.apply(document("Host", "h2", publicKey=key(7)))
+    assert "next key of host h1" in refused.value.errors[0]
+    played.apply(document("Host", "h2", publicKey=key(8)))  # the control
+    keys = {key(1): "h1", key(7): "h1", key(8): "h2"}
+    assert played.core.ledger.keys == keys == Ledger(played.core.ledger.saved()).keys
+
+
+# --- what nobody was to see ------------------------------------------------------------------------------------------
+
+
+def test_who_lets_hosts_adopt_is_written_down(played: Played) -> None:
+    played.say(1, Hello("another", 5, 5), Report(1, ()))
+    played.say(2, EMPTY, Report(1, ()))
+    assert played.do(lambda core: fleet.adopt(core, ["h2"])) == {"adopted": []}
+    assert played.do(lambda core: fleet.adopt(core, None)) == {"adopted": ["h1"]}
+    items = fleet.audit(played.core, 1, 10)["items"]
+    assert [(item["who"], item["what"], item["change"]) for item in items] == [("test", "Host h1", "adopted")]
