@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dispatcher_rig import PATIENCE, REPO, Dispatcher, free_port
+from dispatcher_rig import PATIENCE, REPO, Dispatcher, document, free_port
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -143,3 +144,30 @@ class Watch:
     def close(self) -> None:
         self.response.close()
         self._socket.close()
+
+
+def network(name: str, *nets: str) -> dict[str, Any]:
+    return document("GlobalNetworkSet", name, nets=list(nets))
+
+
+def errors(answer: tuple[int, Any], status: int) -> str:
+    """One line each."""
+    assert answer[0] == status, answer
+    assert list(answer[1]) == ["errors"] and answer[1]["errors"]
+    for line in answer[1]["errors"]:
+        assert line.isprintable() and len(line) < 1000
+    return "\n".join(answer[1]["errors"])
+
+
+def status_of(answer: bytes) -> int:
+    found = re.match(rb"HTTP/1\.[01] (\d{3}) ", answer)
+    assert found, answer[:200]
+    return int(found[1])
+
+
+def complaint(dispatcher: Dispatcher) -> str:
+    """Of one that does not start."""
+    done = dispatcher.run("run")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("slash32-dispatcher:")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return line

@@ -18,11 +18,12 @@ from hostd.session.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed
 from slash32.keys import KeyPair, load_or_create_key
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
-from slash32.pack import Kind, ObjectKey, Value
+from slash32.pack import AddressSet, Kind, ObjectKey, Value
 from slash32.sync import Applied, Held, Replica
 from slash32.wire import Failure
 
 REPO = Path(__file__).resolve().parents[2]
+WEB, DB = 'role == "web"', 'role == "db"'
 PATIENCE = 20.0  # seconds until a condition that should hold is given up
 
 
@@ -122,6 +123,10 @@ def guest(n: int, role: str = "web", *addresses: str, **more: Any) -> Endpoint:
     found = addresses or (f"10.65.0.{n}",)
     key = EndpointKey(f"00000000-0000-0000-0000-{n:012x}", f"52:54:00:00:{n >> 8:02x}:{n & 255:02x}")
     return Endpoint(key, f"web{n}", {"role": role}, addresses=tuple(map(parse_address, found)), **more)
+
+
+def members(*addresses: str) -> AddressSet:
+    return AddressSet(set(map(parse_address, addresses)))
 
 
 class FakeHost:

@@ -53,7 +53,7 @@ FEW: Json = {
 
 def narrowed() -> Json:
     """Few names and addresses, so that operations meet and make sense; no long waits; no stream without an end
-    (test_api.py watches it)."""
+    (test_api_watch.py watches it)."""
     document = copy.deepcopy(DOCUMENT)
     del document["paths"]["/v1/watch"]
     schemas = document["components"]["schemas"]
@@ -105,14 +105,6 @@ QUIET = settings(
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("fuzz"))
-    served.start()
-    yield served
-    served.stop()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +13,6 @@ from slash32 import wire
 
 QUESTION = {"what": "weather", "where": "Zürich"}
 STRANGE = {"problems": ["its answer is of no known form"]}
-
-
-@pytest.fixture
-def rack(tmp_path: Path) -> Iterator[Rack]:
-    rack = Rack(tmp_path)
-    yield rack
-    rack.end()
 
 
 def ask(rack: Rack, *hosts: str) -> tuple[int, Any]:

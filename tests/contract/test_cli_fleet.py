@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dispatcher_rig import REPO, FakeHost, free_port, guest, policy
-from test_cli import LIVE, WEB, Fleet, text_of
+from cli_rig import LIVE, Fleet, completed, text_of
+from dispatcher_rig import REPO, WEB, FakeHost, free_port, guest, policy
 
 from slash32.keys import load_or_create_key, next_file
 
@@ -242,8 +242,6 @@ def test_store_migrate_is_the_daemons(fleet: Fleet, tmp_path: Path, monkeypatch:
 
 
 def test_completion_of_hosts_and_dispatchers(fleet: Fleet) -> None:
-    from test_cli import completed
-
     assert completed(fleet, "slash32 ho") == ["host"]
     assert completed(fleet, "slash32 host ") == ["add", "fence", "remove", "rotate", "unfence"]
     assert completed(fleet, "slash32 host fence h") == completed(fleet, "slash32 host rotate ") == ["h1", "h2"]

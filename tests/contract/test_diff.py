@@ -4,10 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from dispatcher_rig import guest, policy
-from test_cli import PROFILE, WEB, Fleet, text_of
-
-DB = 'role == "db"'
+from cli_rig import PROFILE, Fleet, text_of
+from dispatcher_rig import DB, WEB, guest, policy
 
 
 @pytest.fixture

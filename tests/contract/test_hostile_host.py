@@ -26,13 +26,6 @@ from slash32.wire import Hello, Refusal, Report
 ROUNDS, GUESTS = 12, 3000
 
 
-@pytest.fixture
-def rack(tmp_path: Path) -> Iterator[Rack]:
-    rack = Rack(tmp_path)
-    yield rack
-    rack.end()
-
-
 def test_a_flood_of_reports_delays_others_by_a_few_of_them(rack: Rack) -> None:
     bad, good = rack.begin(2)
     rack.settle()

@@ -5,26 +5,18 @@ import contextlib
 import random
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from dispatcher_rig import Rack, document, guest, policy
+from dispatcher_rig import DB, WEB, Rack, document, guest, policy
 
 from slash32 import resources
 from slash32.net import parse_address, parse_prefix
 from slash32.pack import AddressSet, Kind
 from slash32.policy import HostEndpoint, Tier
 
-WEB, DB, OFFICE = 'role == "web"', 'role == "db"', 'net == "office"'
+OFFICE = 'net == "office"'
 Document = dict[str, Any]
-
-
-@pytest.fixture
-def rack(tmp_path: Path) -> Iterator[Rack]:
-    rack = Rack(tmp_path)
-    yield rack
-    rack.end()
 
 
 @pytest.fixture(scope="module")
