@@ -108,7 +108,7 @@ class Core:
     def receive(self, identity: bytes, body: bytes, user: str) -> None:
         """`user` is who the connection was authenticated as ("host key"); needed where there is no session yet."""
         if user.startswith(DISPATCHER):
-            self.company.hear(body, self.clock())
+            self.company.hear(body, user.partition(" ")[2], self.clock())
             return
         session = self.sessions.get(identity)
         try:
@@ -189,9 +189,8 @@ class Core:
             self._out.append((identity, wire.encode_to_host(wire.Refused(self.company.away))))
             return
         name, _, key = user.partition(" ") if session is None else (session.host, "", session.key)
-        host = self.registry.hosts.get(name)
-        durable = name in self.fanout.publishers  # a host that is being added may never be there
-        if host is None or not durable or self.ledger.keys.get(key) != name or (session is None and len(identity) != 16):
+        known = name in self.registry.hosts and name in self.fanout.publishers  # one being added may never be there
+        if not known or self.ledger.keys.get(key) != name or (session is None and len(identity) != 16):
             self._warn(quoted(name, 64), "said hello with a key that is not its own any more")
             self._out.append((identity, wire.encode_to_host(wire.Refused(f"host {name} has no such key any more"))))
             return
@@ -383,7 +382,8 @@ class Core:
             if frames is not None:
                 self._out.append((self.connected[host].identity, frames))
         self.company.moved = True
-        self.commits.add(commit.revision, begun, self.clock(), [host for host, _ in told])
+        away = self.fanout.away if self.store.shared else ()
+        self.commits.add(commit.revision, begun, self.clock(), [host for host, _ in told], away)
         self.progress = True
         if not foreign:
             self.counts.commits += 1
@@ -468,4 +468,6 @@ class Core:
         if publisher is None or publisher.has(revision):
             return publisher is not None
         found = self.company.peers.presence(host, self.clock())
-        return found is not None and not found[1].held and found[1].settled >= revision
+        if found is None or found[1].held:
+            return False
+        return not self.commits.concerned(host, found[1].settled, revision)

@@ -111,7 +111,7 @@ SCHEMAS: dict[str, Schema] = {
         revision=WHOLE, live=WHOLE, hosts=WHOLE, pending=LINES, disconnected=LINES,
         lagging=many(shown(host=TEXT, connected=FLAG, seconds=maybe(NUMBER))),
         failed=many(shown(host=TEXT, object=TEXT, message=TEXT)),
-        milliseconds=maybe(NUMBER), p50=maybe(NUMBER), p99=maybe(NUMBER), done=FLAG,
+        milliseconds=maybe(NUMBER), p50=maybe(NUMBER), p99=maybe(NUMBER), counted=WHOLE, done=FLAG,
     ),
     "Status": shown(
         epoch=TEXT, revision=WHOLE, hosts=WHOLE, connected=WHOLE, inSync=WHOLE,

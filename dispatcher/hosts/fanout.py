@@ -34,6 +34,7 @@ class Fanout:
         self._common: dict[ObjectKey, _Object] = {}
         self._common_digest = 0
         self._blocks: list[bytes] | None = None
+        self.away: list[str] = []  # whom the last commit concerns, too, and who is not connected here
 
     def add_host(self, name: str) -> None:
         self.publishers.setdefault(name, Publisher())
@@ -65,12 +66,15 @@ class Fanout:
         for key in [c.key for c in batch.changes if isinstance(c, Delete)]:
             self._tidy(key)
         out: list[tuple[str, Frames | None]] = []
+        self.away = []
         publishers, digests, base = self.publishers, self._digests, self._common_digest
         for host in publishers if common else mine:
             publisher = publishers[host]
             if publisher.live:
                 edits = common if host not in mine else mine[host] + common if common else mine[host]
                 out.append((host, publisher.push(revision, (digests[host] + base) & MASK, edits)))
+            else:
+                self.away.append(host)
         for name in batch.gone:
             self.remove_host(name)
         return out
@@ -142,6 +146,12 @@ class Fanout:
         if known.pieces is None:
             known.pieces = encode_change(Put(*key, known.value))
         return known.pieces
+
+    def needed(self, host: str, key: ObjectKey) -> tuple[bytes, ...]:
+        """The object as it is now for this host, which may need it no more."""
+        if key.kind not in COMMON and key not in self._own[host]:
+            return encode_change(Delete(*key))
+        return self.whole(key)
 
     def everything(self, host: str) -> Iterator[bytes]:
         """All that the host needs, for a snapshot. Shared bytes: nothing is copied per host."""

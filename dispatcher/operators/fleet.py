@@ -92,7 +92,7 @@ def _moment(at: float) -> str:
 
 def live(core: Core, revision: int) -> bool:
     """Every host has it."""
-    return all(core.has(name, revision) for name in core.registry.hosts)
+    return all(core.has(name, revision) for name in core.fanout.publishers)
 
 
 def progress(core: Core, revision: int) -> Json:
@@ -100,12 +100,13 @@ def progress(core: Core, revision: int) -> Json:
     if not 0 <= revision <= core.revision:
         raise Refused(404, f"revision {revision} does not exist yet; the last one is {core.revision}")
     now = core.clock()
-    pending = sorted(name for name in core.registry.hosts if not core.has(name, revision))
+    durable = core.fanout.publishers  # not those that are being added or deleted
+    pending = sorted(name for name in durable if not core.has(name, revision))
     took, there = core.commits.of(revision, now), core.company.presences(now, pending)
     return {
         "revision": revision,
-        "live": len(core.registry.hosts) - len(pending),
-        "hosts": len(core.registry.hosts),
+        "live": len(durable) - len(pending),
+        "hosts": len(durable),
         "pending": pending,
         "disconnected": [name for name in pending if name not in there],
         "lagging": [
@@ -120,6 +121,7 @@ def progress(core: Core, revision: int) -> Json:
         "milliseconds": took and round(took.last, 3),
         "p50": took and took.median and round(took.median, 3),
         "p99": took and took.p99 and round(took.p99, 3),
+        "counted": took.counted if took else 0,
         "done": not pending,
     }
 
@@ -215,9 +217,9 @@ def restore(core: Core, saved: Saved, replace: bool) -> Json:
     changes = core.ledger.difference(Saved(core.epoch, core.revision, {**kept, **wanted})).writes
     for change in changes:
         core.ledger.write(*change)
+    bound(core, sorted(core.registry.endpoints))  # by what hosts may claim now
     core.ledger.note(core.wall(), f"backup of revision {saved.revision}", "restored")
     return {"revision": core.revision + 1, "changes": len(changes)}
-    bound(core, sorted(core.registry.endpoints))  # by what hosts may claim now
 
 
 def dispatchers(core: Core) -> Json:

@@ -72,7 +72,8 @@ class Company:
 
     # -- what the others say --------------------------------------------------------------------------------------
 
-    def hear(self, data: bytes, now: float) -> None:
+    def hear(self, data: bytes, key: str, now: float) -> None:
+        """`key`: that of its connection, which may be older than its dispatcher's end."""
         try:
             name, word = rolls.decode(data)
         except WireError as e:
@@ -81,7 +82,8 @@ class Company:
         if name == self._core.name:
             self._puzzle(f"dispatcher {name}: another has this name, too: give each its own in dispatcher.toml", now)
             return
-        if name not in self._core.ledger.dispatchers:
+        known = self._core.ledger.dispatchers.get(name)
+        if known is None or known.public_key != key:
             self._puzzle(f"dispatcher {quoted(name, 64)}: is none of this store: restart it if it should be", now)
             return
         match word:
@@ -105,8 +107,8 @@ class Company:
         for host in core.connected.keys() & roll.hosts.keys():
             if roll.hosts[host].age <= now - core.connected[host].begun:
                 core.drop(host, f"is connected to dispatcher {name} now")
-        for _, before, settled in further:
-            core.commits.elsewhere(before, settled, now)
+        for host, settled, counts in further:
+            core.commits.elsewhere(host, settled, now, counts)
         core.progress = True
 
     def _question(self, name: str, seq: int, hosts: Collection[str], question: str) -> None:

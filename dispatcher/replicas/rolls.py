@@ -112,15 +112,15 @@ class Peers:
 
     heard: dict[str, _Heard] = field(default_factory=dict)
 
-    def take(self, name: str, roll: Roll, now: float) -> list[tuple[str, int, int]]:
-        """Hosts there that have got further: host, from, to."""
+    def take(self, name: str, roll: Roll, now: float) -> list[tuple[str, int, bool]]:
+        """Hosts there that have got further: who, how far, and whether they were there before."""
         before = self.heard.get(name)
         self.heard[name] = _Heard(roll, now)
         known: Mapping[str, Presence] = before.roll.hosts if before is not None else {}
         return [
-            (host, known[host].settled, there.settled)
+            (host, there.settled, host in known)
             for host, there in roll.hosts.items()
-            if host in known and there.settled > known[host].settled
+            if host not in known or there.settled > known[host].settled
         ]
 
     def forget(self, names: Collection[str]) -> None:

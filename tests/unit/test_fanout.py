@@ -131,12 +131,32 @@ def test_the_time_of_a_commit_ends_with_the_last_host() -> None:
     commits.add(1, 10.0, 10.001, ["h1", "h2"])
     commits.add(2, 10.5, 10.5, [])
     assert not commits.acknowledged("h1", None, 10.002)
-    assert commits.of(1, 11.0) == pytest.approx(Took(1000, 2, 2), rel=1e-4)
+    assert commits.of(1, 11.0) == pytest.approx(Took(1000, 2, 2, 1), rel=1e-4)
     assert commits.lag("h1", 11.0) == 0 and commits.lag("h2", 11.0) == pytest.approx(1)
     assert commits.acknowledged("h2", 2, 10.004)
-    assert commits.of(1, 11.0) == pytest.approx(Took(4, 4, 4), rel=1e-4)
+    assert commits.of(1, 11.0) == pytest.approx(Took(4, 4, 4, 2), rel=1e-4)
     assert commits.of(2, 11.0) == Took(0, None, None)
     for n in range(3, 3 + 2 * KEPT):
         commits.add(n, 12.0, 12.0, ["gone"])
     assert commits.of(1, 13.0) is None and len(commits._commits) == KEPT
     assert len(commits._owed["gone"]) <= KEPT
+
+
+def test_a_host_that_is_elsewhere_counts_where_it_is_concerned() -> None:
+    commits = Commits()
+    commits.add(5, 10.0, 10.0, ["here"], ["there"])
+    commits.add(6, 10.5, 10.5, [], ["other"])
+    assert not commits.concerned("idle", 4, 6), "it is served by one that lags"
+    assert commits.concerned("there", 4, 5) and not commits.concerned("there", 5, 6)
+    assert commits.concerned("other", 4, 6) and not commits.concerned("other", 4, 5)
+    assert commits.concerned("idle", 3, 5), "nobody knows what was before"
+    commits.elsewhere("there", 6, 10.2, True)
+    commits.elsewhere("other", 6, 99.0, False)
+    commits.elsewhere("idle", 6, 99.0, True)
+    assert commits.of(5, 11.0) == pytest.approx(Took(1000, 200, 200, 1), rel=1e-4)
+    assert commits.of(6, 11.0) == Took(0, None, None), "it was not connected"
+    for n in range(7, 7 + 2 * KEPT):
+        commits.add(n, 12.0, 12.0, [], ["gone"])
+    assert commits.concerned("gone", 6, 7) and len(commits._beyond["gone"]) == KEPT
+    commits.forget("gone")
+    assert not commits.concerned("gone", 6, 7)
