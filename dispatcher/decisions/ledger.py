@@ -38,6 +38,7 @@ class Ledger:
         self.dispatchers: dict[str, Peer] = {}
         self.audit: dict[Key, Entry] = {}  # in their order
         self.keys: dict[str, str] = {}  # public key -> host, or DISPATCHER
+        self._bearers: dict[str, set[str]] = {}  # public key -> hosts
         self.writes: list[Write] = []  # since the last commit
         self.who = ""  # whose doing it is that is written now
         self.displaced: list[tuple[str, EndpointKey]] = []  # by the last commit: whose endpoint is not its own any more
@@ -138,8 +139,11 @@ class Ledger:
 
     def undo(self, mark: int = 0) -> None:
         """All that was written after the first `mark` writes."""
+        trimmed = any(table is Table.AUDIT and before is not None for (table, _, before), _ in self._undo[mark:])
         for (table, key, before), _ in reversed(self._undo[mark:]):
             self._set(table, key, before)
+        if trimmed:  # what came back stands last
+            self.audit = dict(sorted(self.audit.items()))
         del self._undo[mark:], self.writes[mark:]
         self._noted = 0 if mark == 0 else self._noted
 
@@ -251,26 +255,36 @@ class Ledger:
         self.registry.report_addresses(name, self.host(name).addresses)
 
     def _set_dispatcher(self, name: str, peer: Peer | None) -> None:
-        for known in self.dispatchers.values():
-            self.keys.pop(known.public_key, None)
-        if peer is None:
-            del self.dispatchers[name]
-        else:
+        before = self.dispatchers.pop(name, None)
+        if peer is not None:
             self.dispatchers[name] = peer
-        self.keys |= {each.public_key: DISPATCHER for each in self.dispatchers.values()}
+        for each in filter(None, (before, peer)):
+            self._settle_key(each.public_key)
 
     def _forget_keys(self, name: str) -> None:
         for key in self._keys_of(name):
-            if self.keys.get(key) == name:
-                del self.keys[key]
+            self._bearers[key].discard(name)
+            self._settle_key(key)
 
     def _learn_keys(self, name: str) -> None:
         for key in self._keys_of(name):
-            self.keys.setdefault(key, name)
+            self._bearers.setdefault(key, set()).add(name)
+            self._settle_key(key)
+
+    def _settle_key(self, key: str) -> None:
+        """Whose it is does not depend on the order of writes: one commit may take it from one host to another."""
+        bearers = self._bearers.get(key)
+        if any(peer.public_key == key for peer in self.dispatchers.values()):
+            self.keys[key] = DISPATCHER
+        elif bearers:
+            self.keys[key] = min(bearers)
+        else:
+            self.keys.pop(key, None)
+            self._bearers.pop(key, None)
 
     def _keys_of(self, name: str) -> Iterable[str]:
         host = self.registry.hosts.get(name)
-        return () if host is None else filter(None, (host.public_key, self.host(name).next_key))
+        return () if host is None else {host.public_key, self.host(name).next_key} - {""}
 
 
 def of_host(name: str) -> str:

@@ -356,7 +356,8 @@ def _no_etcd(status: int, raw: bytes) -> Failure:
     text = _line(raw.decode("utf-8", "replace"))
     if "HTTPS server" in text:
         return Hopeless("speaks TLS: give it as https://")
-    return Hopeless(f"is not etcd with its JSON gateway (status {status}: {text[:80]})")
+    passed_on = status < 400 or status >= 500  # by what stands before etcd, perhaps
+    return Hopeless(f"is not etcd with its JSON gateway (status {status}: {text[:80]})", done=passed_on)
 
 
 def _line(value: object) -> str:
