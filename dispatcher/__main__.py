@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slash32 import journal
-from slash32.errors import Slash32Error
+from slash32.errors import Slash32Error, visible
 from slash32.keys import load_or_create_key
 from slash32.usage import Parser
 
@@ -168,9 +168,9 @@ def _status(config: Config, given: argparse.Namespace) -> int:
     hosts = f"{status['inSync']} of {status['hosts']} hosts in sync, {status['connected']} connected"
     print(f"revision {status['revision']}, {hosts}, {status['endpoints']} endpoints, {status['policies']} policies")
     for name, why in status["held"].items():
-        print(f"host {name} keeps its own state: {why}; `slash32 adopt` gives it this dispatcher's")
+        print(f"host {name} keeps its own state: {visible(why)}; `slash32 adopt` gives it this dispatcher's")
     for alarm in status["alarms"]:
-        print(f"host {alarm['host']}: claim of {alarm['endpoint']} refused: {alarm['message']}")
+        print(f"host {alarm['host']}: claim of {alarm['endpoint']} refused: {visible(alarm['message'])}")
     return 0
 
 

@@ -108,7 +108,8 @@ class Core:
     def receive(self, identity: bytes, body: bytes, user: str) -> None:
         """`user` is who the connection was authenticated as ("host key"); needed where there is no session yet."""
         if user.startswith(DISPATCHER):
-            self.company.hear(body, user.partition(" ")[2], self.clock())
+            if self.ledger.keys.get(user.partition(" ")[2]) == DISPATCHER:  # else it was removed since it connected
+                self.company.hear(body, self.clock())
             return
         session = self.sessions.get(identity)
         try:

@@ -27,6 +27,8 @@ PROTOCOL = 3
 MAX_FRAME = 8 << 20  # bytes; MAXMSGSIZE on both sides
 MAX_MESSAGE = 256 << 20
 MAX_REPORT = 10_000  # endpoints of one host
+LARGE = 512 << 10  # bytes; an endpoint has less, and a larger frame of a host is a report or an answer
+_STRINGS = b"\xd9\xda\xdb"  # how msgpack begins a text that is not short
 CHUNK = 50_000  # members in one change: a bigger set travels as a Put and Members that follow it
 INLINE = 16 << 10  # changes up to this many bytes share a frame
 _TEXT = 300  # characters of a message for people
@@ -390,6 +392,8 @@ def _one(frame: bytes) -> Any:
 
 def decode_from_host(frame: bytes, known: Callable[[Any], Endpoint | None] = lambda raw: None) -> FromHost:
     """Raises WireError, one line. Trusts nothing: a host may be hostile. `known` may have an endpoint that packs so."""
+    if len(frame) > LARGE:
+        return _large(frame, known)
     raw = _one(frame)
     match pack.array(raw, "header"):
         case [Tag.PING]:
@@ -410,6 +414,40 @@ def decode_from_host(frame: bytes, known: Callable[[Any], Endpoint | None] = lam
     raise WireError(f"message from a host: unknown form {pack.shown(raw)}")
 
 
+def _large(frame: bytes, known: Callable[[Any], Endpoint | None]) -> FromHost:
+    """Whole, each of its bytes could become a list of 72 bytes: it is taken part by part, and none may be large."""
+    scan = msgpack.Unpacker(max_buffer_size=len(frame))
+    scan.feed(frame)
+    try:
+        fields = scan.read_array_header()
+        tag, seq = _small(frame, scan, 16), _small(frame, scan, 16)
+        if (fields, tag) == (3, Tag.ANSWER) and frame[scan.tell()] in _STRINGS:
+            return Answer(pack.integer(seq, "seq"), pack.text(_one(frame)[2], "answer", MAX_ANSWER))
+        if (fields, tag) != (3, Tag.REPORT):
+            raise WireError(f"message from a host: {len(frame)} bytes, and neither a report nor an answer")
+        listed = scan.read_array_header()
+        if listed > MAX_REPORT:
+            raise WireError(f"endpoints: {listed} entries, more than {MAX_REPORT}")
+        parts = (_small(frame, scan, LARGE) for _ in range(listed))
+        found = tuple(known(raw) or pack.unpack_endpoint(raw) for raw in parts)
+    except WireError:
+        raise
+    except (ValueError, msgpack.UnpackException) as e:
+        raise WireError(f"message: not msgpack, or cut short ({type(e).__name__})") from None
+    if scan.tell() != len(frame):
+        raise WireError("message: more than one part")
+    return Report(pack.integer(seq, "seq"), found)
+
+
+def _small(frame: bytes, scan: msgpack.Unpacker, most: int) -> Any:
+    """The next part."""
+    begin = scan.tell()
+    scan.skip()
+    if scan.tell() - begin > most:
+        raise WireError(f"message: a part of {scan.tell() - begin} bytes, more than {most}")
+    return _one(frame[begin : scan.tell()])
+
+
 def _hello(protocol: int, fields: list[Any]) -> Hello:
     if protocol != PROTOCOL:
         raise WireError(f"hello: protocol {protocol} is not spoken here, only {PROTOCOL}: upgrade the older side")
@@ -417,7 +455,9 @@ def _hello(protocol: int, fields: list[Any]) -> Hello:
         raise WireError("hello: not eight fields")
     epoch, revision, digest, addresses, name, about = fields
     found = tuple(pack.address(a, "hello.addresses") for a in pack.array(addresses, "hello.addresses", 2))
-    return Hello(pack.text(epoch, "epoch", 64), pack.integer(revision, "revision"),
+    if not pack.text(epoch, "epoch", 64).isprintable():
+        raise WireError(f"epoch: {pack.shown(epoch)} is not printable")
+    return Hello(epoch, pack.integer(revision, "revision"),
                  pack.integer(digest, "digest"), found, name=pack.text(name, "hello.name", 256),
                  about=_about(about))  # fmt: skip
 

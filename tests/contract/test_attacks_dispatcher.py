@@ -2,6 +2,7 @@
 # that fill memory, clients whose token has ended. The core is real, its store is a file; where it matters, a process.
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -13,9 +14,12 @@ from dispatcher_rig import document, guest
 
 from dispatcher.core import Core
 from dispatcher.decisions.inputs import Command, Refused
-from dispatcher.decisions.ledger import Ledger
+from dispatcher.decisions.ledger import DISPATCHER, Ledger
 from dispatcher.operators import fleet
 from dispatcher.operators import resources as operators
+from dispatcher.replicas import rolls
+from dispatcher.replicas.rolls import Presence, Roll
+from dispatcher.store.commits import Peer, Table
 from dispatcher.store.disk import Disk
 from slash32 import wire
 from slash32.model import Endpoint
@@ -135,3 +139,75 @@ def test_who_lets_hosts_adopt_is_written_down(played: Played) -> None:
     assert played.do(lambda core: fleet.adopt(core, None)) == {"adopted": ["h1"]}
     items = fleet.audit(played.core, 1, 10)["items"]
     assert [(item["who"], item["what"], item["change"]) for item in items] == [("test", "Host h1", "adopted")]
+
+
+def test_a_dispatcher_that_was_removed_says_nothing_for_others(played: Played) -> None:
+    """Its connection is still open, and it gives itself another's name."""
+
+    def three(core: Core) -> None:
+        for number in (2, 3):
+            core.ledger.write(Table.DISPATCHER, (f"d{number}",), Peer("tcp://192.0.2.9:1", key(50 + number)))
+
+    def roll() -> None:
+        word = rolls.encode("d3", Roll(9, True, {"h1": Presence(9, age=-1.0)}))
+        played.core.receive(b"d" * 16, word, f"{DISPATCHER} {key(52)}")
+
+    played.do(three)
+    played.say(1, EMPTY, Report(1, ()))
+    roll()
+    assert "h1" not in played.core.connected, "the control: as long as it is one, it is believed"
+    played.say(1, EMPTY, Report(1, ()))
+    played.do(lambda core: fleet.forget_dispatcher(core, "d2"))
+    roll()
+    assert "h1" in played.core.connected
+
+
+# --- words that fill memory, or a terminal ---------------------------------------------------------------------------
+
+
+def array(number: int) -> bytes:
+    return b"\xdd" + number.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("head", [b"\x93\x02\x01", b"\x93\x07\x01", b"\x93\x02", b"\x91", b""])
+@pytest.mark.parametrize("filling", [b"\x90", b"\x80", b"\x81\xa0\xc0"])
+def test_a_large_frame_does_not_become_a_hundred_times_as_large(head: bytes, filling: bytes) -> None:
+    number = wire.MAX_FRAME // len(filling) - 16
+    bombs = [head + array(number) + filling * number]
+    per = number // 9000
+    bombs.append(head + array(9000) + (array(per) + filling * per) * 9000)
+    for bomb in bombs:
+        tracemalloc.start()
+        try:
+            with pytest.raises(wire.WireError) as error:
+                wire.decode_from_host(bomb)
+            assert tracemalloc.get_traced_memory()[1] < 5 * wire.MAX_FRAME
+        finally:
+            tracemalloc.stop()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_what_is_large_and_well_formed_is_taken() -> None:
+    many = tuple(guest(n, "web", f"10.9.{n >> 8}.{n & 255}") for n in range(9000))
+    report, answer = Report(2**40, many), wire.Answer(2**64 - 1, "x" * wire.MAX_ANSWER)
+    for message in (report, answer):
+        body = wire.encode_to_dispatcher(message)
+        assert len(body) > wire.LARGE and wire.decode_from_host(body) == message
+        for spoiled in (body[:-1], body + b"\x01", body[:2] + b"\xc1" + body[3:]):
+            with pytest.raises(wire.WireError):
+                wire.decode_from_host(spoiled)
+
+
+def test_the_largest_endpoint_is_a_part_that_may_be() -> None:
+    labels = {f"{n:03d}" + "k" * 509: "\N{ROCKET}" * 512 for n in range(128)}
+    one = replace(guest(1), domain="\N{ROCKET}" * 4096, labels=labels, profiles=("\N{ROCKET}" * 253,) * 16)
+    body = wire.encode_to_dispatcher(Report(1, (one, one)))
+    assert len(body) > wire.LARGE and wire.decode_from_host(body) == Report(1, (one, one))
+
+
+@pytest.mark.parametrize("epoch", ["a\nb", "\x1b[2J", "\u202e"])
+def test_an_epoch_is_no_way_to_a_terminal(played: Played, epoch: str) -> None:
+    (refused,) = played.say(1, Hello(epoch, 5, 5))
+    assert isinstance(refused, wire.Refused) and refused.message.isprintable()
+    played.say(1, Hello("another", 5, 5), Report(1, ()))
+    assert fleet.status(played.core)["held"]["h1"].isprintable(), "the control"
