@@ -108,8 +108,7 @@ class Core:
     def receive(self, identity: bytes, body: bytes, user: str) -> None:
         """`user` is who the connection was authenticated as ("host key"); needed where there is no session yet."""
         if user.startswith(DISPATCHER):
-            if self.ledger.keys.get(user.partition(" ")[2]) == DISPATCHER:  # else it was removed since it connected
-                self.company.hear(body, self.clock())
+            self.company.hear(body, user.partition(" ")[2], self.clock())
             return
         session = self.sessions.get(identity)
         try:
