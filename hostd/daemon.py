@@ -277,6 +277,9 @@ class Daemon:
                 break
         for event in events:
             self._kernel_said(event)
+        taps = self.settler.calc.desired.taps
+        if any(isinstance(event, kernel_says.NetconfChanged) and event.ifindex not in taps for event in events):
+            self.machine.keep()  # once: where forwarding is switched on, each of a thousand taps says so
 
     def _look_at_filter(self) -> None:
         """iptables and ipset tell nobody of changes; of nf_tables some may not have been heard."""
@@ -328,10 +331,7 @@ class Daemon:
             case kernel_says.AddressGone(address):
                 dirty.merge(settler.gateway_gone(address.ifindex))
             case kernel_says.NetconfChanged(ifindex):
-                if ifindex in settler.calc.desired.taps:
-                    dirty.merge(settler.sysctls_changed(ifindex))
-                else:
-                    self.machine.keep()
+                dirty.merge(settler.sysctls_changed(ifindex))
 
     def _count_staged(self, now: float) -> None:
         self._counted = now
