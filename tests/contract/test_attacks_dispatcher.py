@@ -148,17 +148,20 @@ def test_a_dispatcher_that_was_removed_says_nothing_for_others(played: Played) -
         for number in (2, 3):
             core.ledger.write(Table.DISPATCHER, (f"d{number}",), Peer("tcp://192.0.2.9:1", key(50 + number)))
 
-    def roll() -> None:
-        word = rolls.encode("d3", Roll(9, True, {"h1": Presence(9, age=-1.0)}))
+    def roll(name: str) -> None:
+        word = rolls.encode(name, Roll(9, True, {"h1": Presence(9, age=-1.0)}))
         played.core.receive(b"d" * 16, word, f"{DISPATCHER} {key(52)}")
 
     played.do(three)
     played.say(1, EMPTY, Report(1, ()))
-    roll()
+    roll("d3")
+    assert "h1" in played.core.connected, "its key is not d3's"
+    roll("d2")
     assert "h1" not in played.core.connected, "the control: as long as it is one, it is believed"
     played.say(1, EMPTY, Report(1, ()))
     played.do(lambda core: fleet.forget_dispatcher(core, "d2"))
-    roll()
+    roll("d3")
+    roll("d2")
     assert "h1" in played.core.connected
 
 
