@@ -52,6 +52,7 @@ class _Waiter:
     revision: int
     until: float
     future: Future[Any]
+    did: dict[str, Any] | None = None  # what the command answers that waits for its own revision
 
 
 @dataclass(slots=True)
@@ -127,9 +128,12 @@ class Loop:
 
     # -- from other threads and from signal handlers ----------------------------------------------------------------
 
-    def submit(self, run: Callable[[Core], Any], who: str = "") -> Future[Any]:
-        """Run it between two commits; the result comes after the commit that makes it durable. `who`: for the audit."""
-        command = Command(self.core, run, who)
+    def submit(self, run: Callable[[Core], Any], who: str = "", seconds: float = 0.0) -> Future[Any]:
+        """Run it between two commits; the result comes after the commit that makes it durable. `who`: for the audit.
+
+        `seconds`: it comes when all hosts have its revision or after that time, with the revision's "progress".
+        """
+        command = Command(self.core, run, who, seconds)
         self._put(command)
         return command.future
 
@@ -140,7 +144,7 @@ class Loop:
         return call.future
 
     def wait(self, revision: int, seconds: float) -> Future[Any]:
-        """The revision's progress, when all hosts have it or time is up."""
+        """The revision's progress, when all hosts have it or time is up. The next revision may still be to come."""
         waiter = _Waiter(revision, time.monotonic() + seconds, Future())
         self._put(waiter)
         return waiter.future
@@ -199,7 +203,10 @@ class Loop:
         for command in self.core.done:
             command.finish()
         for waiting in self._waiters:
-            waiting.future.set_exception(Refused(503, "the dispatcher is stopping"))
+            if waiting.did is None:
+                waiting.future.set_exception(Refused(503, "the dispatcher is stopping"))
+            else:  # it is done, and who asked is to know
+                self._tell(waiting)
         self.core.questions.expire(math.inf)
         self._links.close()
         self._router.close(0)
@@ -276,9 +283,17 @@ class Loop:
                 continue
             counts.deliveries += 1
             counts.delivered_bytes += sum(map(len, frames))
+        if not self.core.done:
+            return
         done, self.core.done = self.core.done, []
         for command in done:
-            command.finish()
+            did = command.awaited
+            if did is None:
+                command.finish()
+            else:
+                until = time.monotonic() + command.seconds
+                self._waiters.append(_Waiter(int(did["revision"]), until, command.future, did))
+                self.core.progress = True
 
     def _tell_others(self, now: float) -> None:
         company = self.core.company
@@ -289,8 +304,9 @@ class Loop:
             self._links.say(word, now, to)
 
     def _worth_telling(self, revision: int) -> bool:
-        """It is on every host, or no revision at all."""
-        return revision > self.core.revision or fleet.live(self.core, revision)
+        """It is on every host, or none that comes soon."""
+        known = self.core.revision
+        return fleet.live(self.core, revision) if revision <= known else revision > known + 1
 
     def _serve_waiters(self) -> None:
         if not self._waiters:
@@ -298,15 +314,18 @@ class Loop:
             return
         now = time.monotonic()
         look, self.core.progress = self.core.progress, False
-        for waiter in list(self._waiters):
+        kept: list[_Waiter] = []
+        for waiter in self._waiters:
             if now < waiter.until and not (look and self._worth_telling(waiter.revision)):
-                continue
-            try:
-                result = fleet.progress(self.core, waiter.revision)
-            except Refused as e:
-                waiter.future.set_exception(e)
-                self._waiters.remove(waiter)
-                continue
-            if result["done"] or now >= waiter.until:
-                waiter.future.set_result(result)
-                self._waiters.remove(waiter)
+                kept.append(waiter)
+            else:
+                self._tell(waiter)
+        self._waiters = kept
+
+    def _tell(self, waiter: _Waiter) -> None:
+        try:
+            progress = fleet.progress(self.core, waiter.revision)
+        except Refused as e:
+            waiter.future.set_exception(e)
+        else:
+            waiter.future.set_result(progress if waiter.did is None else {**waiter.did, "progress": progress})

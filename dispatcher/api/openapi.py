@@ -57,6 +57,7 @@ def _items(name: str) -> Schema:
 
 
 _CHANGED = _json(ref("Changed"))
+_PROGRESS = shown("progress", progress=ref("Progress"))  # with wait
 _KIND = _path("kind", {"type": "string", "minLength": 1, "example": "Host"})
 _NAME = _path("name", {"type": "string", "minLength": 1})
 _HOST = _path("name", HOST_NAME)
@@ -64,6 +65,8 @@ _DISPATCHER = _path("name", DISPATCHER_NAME)
 _REASON = {"type": "string", "minLength": 1, "maxLength": 200}
 _NOTHING = given()
 _WAIT = _query("wait", {**NUMBER, "maximum": 600}, "seconds")
+_TOO = "seconds: the answer, with progress, comes when every host has it, or when they are over"
+_WAIT_TOO = _query("wait", {**NUMBER, "maximum": 600}, _TOO)
 _SINCE = _query("since", _INTEGER, "a revision: what came after it")
 _LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": AUDIT_KEPT, "default": 100})
 
@@ -71,15 +74,18 @@ _RESOURCES: Schema = {
     "/v1/apply": {
         "post": _does(
             "Create or change resources: all of them, or none",
-            [_query("dry_run", _BIT, "1: say what would change")],
-            _json(ref("Applied")), "409",
+            [_query("dry_run", _BIT, "1: say what would change"), _WAIT_TOO],
+            _json({"allOf": [ref("Applied"), _PROGRESS]}), "409",
             body=given(documents=many(ref("Document"), 10_000)),
         )
     },
     "/v1/resources/{kind}": {"get": _does("All resources of a kind", [_KIND], _items("Resource"), "404")},
     "/v1/resources/{kind}/{name}": {
         "get": _does("One resource", [_KIND, _NAME], _json(ref("Resource")), "404"),
-        "delete": _does("Delete it; a Host goes with its endpoints", [_KIND, _NAME], _CHANGED, "404", "409"),
+        "delete": _does(
+            "Delete it; a Host goes with its endpoints",
+            [_KIND, _NAME, _WAIT_TOO], _json({"allOf": [ref("Changed"), _PROGRESS]}), "404", "409",
+        ),
     },
     "/v1/endpoints": {"get": _does("Live endpoints and the hosts that own them", [], _items("Endpoint"))},
 }  # fmt: skip
@@ -116,7 +122,8 @@ _HOSTS: Schema = {
 _COMMITS: Schema = {
     "/v1/revisions/{number}": {
         "get": _does(
-            "How far a revision has got; with wait, answers when every host has it or the seconds are over",
+            "How far a revision has got; with wait, answers when every host has it or the seconds are over. The next"
+            " revision may be waited for before it is there",
             [_path("number", _INTEGER), _WAIT], _json(ref("Progress")), "404",
         )
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from collections.abc import Awaitable, Callable
@@ -57,10 +58,10 @@ class Routes:
 
     def served(self) -> list[Route]:
         return [
-            Route("POST", "/v1/apply", self._apply, ("dry_run",)),
+            Route("POST", "/v1/apply", self._apply, ("dry_run", "wait")),
             Route("GET", "/v1/resources/{kind}", self._list),
             Route("GET", "/v1/resources/{kind}/{name}", self._get),
-            Route("DELETE", "/v1/resources/{kind}/{name}", self._delete),
+            Route("DELETE", "/v1/resources/{kind}/{name}", self._delete, ("wait",)),
             Route("GET", "/v1/endpoints", self._plain(fleet.endpoints)),
             Route("GET", "/v1/hosts", self._plain(fleet.hosts)),
             Route("POST", "/v1/hosts", self._add_host),
@@ -89,6 +90,34 @@ class Routes:
         """What changes something, in the name of who asks."""
         return answer(await asyncio.wrap_future(self._loop.submit(command, request[CALLER].who)))
 
+    async def _do_and_wait(self, request: web.Request, command: Callable[[Core], Any]) -> web.Response:
+        """The same; with `?wait=`, it answers when all hosts have it or the seconds are over, with the progress."""
+        seconds = _seconds(request.query.get("wait", "0"))
+        if seconds == 0:
+            return await self._do(request, command)
+        until = asyncio.get_running_loop().time() + seconds
+        future = self._loop.submit(command, request[CALLER].who, min(seconds, SLICE))
+        done = await asyncio.wrap_future(future)
+        if not done["progress"]["done"]:
+            with contextlib.suppress(Refused):  # the dispatcher ends: what was done stands
+                done["progress"] = await self._followed(request, done["revision"], until)
+        return answer(done)
+
+    async def _followed(self, request: web.Request, number: int, until: float) -> Any:
+        """The revision's progress, when it is done, time is up, or nobody is there any more. Raises Refused."""
+        clock, lost = asyncio.get_running_loop().time, gate_of(request).lost
+        while True:
+            left = max(0.0, until - clock())
+            last = left <= SLICE or lost.is_set()
+            try:
+                found = await asyncio.wrap_future(self._loop.wait(number, min(left, SLICE)))
+            except Refused as e:
+                if last or e.status != 404 or number > self._loop.core.revision + 1:  # the next may still come
+                    raise
+            else:
+                if found["done"] or last:
+                    return found
+
     async def _look(self, command: Callable[[Core], Any]) -> Any:
         """Between two commits: what is seen is durable."""
         return await asyncio.wrap_future(self._loop.submit(command))
@@ -108,7 +137,9 @@ class Routes:
             raise Refused(400, 'the body is not {"documents": [...]}')
         if len(documents) > MAX_DOCUMENTS:
             raise Refused(400, f"{len(documents)} documents; at most {MAX_DOCUMENTS} at once")
-        return await self._do(request, lambda core: operators.apply(core, documents, dry_run))
+        if dry_run:
+            return await self._do(request, lambda core: operators.apply(core, documents, True))
+        return await self._do_and_wait(request, lambda core: operators.apply(core, documents, False))
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         kind = request.match_info["kind"]
@@ -120,7 +151,7 @@ class Routes:
 
     async def _delete(self, request: web.Request) -> web.StreamResponse:
         kind, name = request.match_info["kind"], request.match_info["name"]
-        return await self._do(request, lambda core: operators.delete(core, kind, name))
+        return await self._do_and_wait(request, lambda core: operators.delete(core, kind, name))
 
     # -- hosts --------------------------------------------------------------------------------------------------------
 
@@ -178,13 +209,8 @@ class Routes:
         number = request.match_info["number"]
         if not (number.isascii() and number.isdigit() and len(number) < 20):
             raise Refused(404, f"revision {quoted(number, 64)} is not a number")
-        clock, lost = asyncio.get_running_loop().time, gate_of(request).lost
-        until = clock() + _seconds(request.query.get("wait", "0"))
-        while True:
-            left = max(0.0, until - clock())
-            found = await asyncio.wrap_future(self._loop.wait(int(number), min(left, SLICE)))
-            if found["done"] or left <= SLICE or lost.is_set():
-                return answer(found)
+        until = asyncio.get_running_loop().time() + _seconds(request.query.get("wait", "0"))
+        return answer(await self._followed(request, int(number), until))
 
     async def _audit(self, request: web.Request) -> web.StreamResponse:
         asked = request.query

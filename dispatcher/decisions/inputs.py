@@ -70,8 +70,10 @@ class Command:
 
     patient = False
 
-    def __init__(self, core: Core, run: Callable[[Core], Any], who: str) -> None:
+    def __init__(self, core: Core, run: Callable[[Core], Any], who: str, seconds: float = 0.0) -> None:
+        """`seconds`: for which whoever asked waits for the hosts, too, once it is durable."""
         self.future: Future[Any] = Future()
+        self.seconds = seconds
         self._core, self._run, self._who = core, run, who
         self._result: Any = None
         self._error: Exception | None = None
@@ -101,6 +103,11 @@ class Command:
         more = "; it may be done all the same: look, then run this again" if why.unknown else "; nothing was changed"
         self._error = Refused(503, why.reason + more)
         self._core.done.append(self)
+
+    @property
+    def awaited(self) -> Any:
+        """What is to be told once the hosts have what it changed; None: nobody waits for them."""
+        return self._result if self.seconds > 0 and self._error is None else None
 
     def finish(self) -> None:
         """Tells whoever waits."""

@@ -70,7 +70,7 @@ def test_what_nobody_serves(served: Served) -> None:
     ("path", "piece"),
     [
         ("/v1/status?x=1", "?x: unknown query parameter (there are none here)"),
-        ("/v1/apply?dryrun=1", "?dryrun: unknown query parameter (known here: dry_run)"),
+        ("/v1/apply?dryrun=1", "?dryrun: unknown query parameter (known here: dry_run, wait)"),
         ("/v1/apply?dry_run=1&dry_run=0", "?dry_run is there twice"),
         ("/v1/apply?dry_run=yes", "neither 0 nor 1"),
         ("/v1/revisions/0?wait=-1", "not a number of seconds"),
