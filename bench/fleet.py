@@ -69,7 +69,11 @@ class Dispatcher:
             raise CageError(f"revision {revision}: {said}")
 
     def change(self, *documents: dict[str, Any]) -> None:
-        self.live(self.apply(*documents))
+        """Returns when every host's kernel has it, and said so."""
+        path = f"/v1/apply?wait={PATIENCE:.0f}"
+        said = self._api.call("POST", path, {"documents": documents})["progress"]
+        if said["pending"] or said["failed"]:
+            raise CageError(f"{said}")
 
 
 class Host:
