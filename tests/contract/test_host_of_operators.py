@@ -27,7 +27,7 @@ from slash32.keys import load_next, load_or_create_key, next_file
 from slash32.sync import Applied, Replica
 from slash32.tag import parse_domain
 from tests.fake_kernel import FakeKernel, Model
-from tests.unit.test_agent import UPLINK, FakeWatcher, Guest, Request
+from tests.unit.hostd.agent_rig import UPLINK, FakeWatcher, Guest, Request
 
 
 class ModelHost:

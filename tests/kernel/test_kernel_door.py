@@ -1,5 +1,5 @@
-# The lives of a host of tests/unit/test_plan.py on the real kernel: what was settled is what a fresh look finds, who is
-# killed on the way arrives after all, and what the kernel refuses stops only what rests on it.
+# The lives of a host of tests/unit/hostd/test_plan.py on the real kernel: what was settled is what a fresh look finds,
+# who is killed on the way arrives after all, and what the kernel refuses stops only what rests on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

@@ -11,24 +11,8 @@ from hypothesis import strategies as st
 from netns import Namespace, run
 from nft_samples import ANY, GUARD, fixed, prefixes, write
 
-from hostd.compiler.ruleset import (
-    GUEST_EGRESS,
-    InSet,
-    Jump,
-    Rule,
-    SetKind,
-    SetSpec,
-    Side,
-    Verdict,
-)
-from hostd.dataplane.nft import (
-    Actual,
-    Admission,
-    NftTable,
-    TransactionRefused,
-    disjoint,
-    fingerprint,
-)
+from hostd.compiler.ruleset import GUEST_EGRESS, InSet, Jump, Rule, SetKind, SetSpec, Side, Verdict
+from hostd.dataplane.nft import Actual, Admission, NftTable, TransactionRefused, disjoint, fingerprint
 from slash32.net import parse_address, parse_prefix
 
 DROP = Rule((), Verdict.DROP)

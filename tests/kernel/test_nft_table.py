@@ -12,25 +12,9 @@ from hypothesis import given
 from netns import Namespace, run
 from nft_samples import ANY, GUARD, contents, fixed, write
 
-from hostd.compiler.ruleset import (
-    GUEST_EGRESS,
-    HOST_GUESTS,
-    HOST_IN,
-    Guard,
-    Interface,
-    Jump,
-    Rule,
-    Verdict,
-)
+from hostd.compiler.ruleset import GUEST_EGRESS, HOST_GUESTS, HOST_IN, Guard, Interface, Jump, Rule, Verdict
 from hostd.dataplane.netlink import NETLINK_NETFILTER, NetlinkSocket
-from hostd.dataplane.nft import (
-    Actual,
-    Content,
-    NftTable,
-    TransactionRefused,
-    fingerprint,
-    supports_owner_persist,
-)
+from hostd.dataplane.nft import Actual, Content, NftTable, TransactionRefused, fingerprint, supports_owner_persist
 
 
 def _expected(content: Content) -> Actual:

@@ -5,11 +5,11 @@ import re
 from typing import Any
 
 import pytest
-from refusals import Case, cases, valid_documents
 
 from slash32.documents import dump_yaml, load_yaml
 from slash32.errors import ResourceError
 from slash32.resources import KINDS, decode, encode, kind_of
+from tests.unit.slash32.refusals import Case, cases, valid_documents
 
 CASES = cases()
 VALID = valid_documents()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from canned import Dispatcher, Run, behind_tls, on_a_socket, runs
+
+from tests.unit.cli.canned import Dispatcher, Run, behind_tls, on_a_socket, runs
 
 TOKEN = "s32_abc.DEF-123"
 KINDS = {"items": []}

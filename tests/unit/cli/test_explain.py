@@ -13,7 +13,7 @@ from slash32.cli.explain import Traffic, parse_traffic
 from slash32.documents import load_yaml
 from slash32.policy import Icmp
 
-WORLD = Path(__file__).parents[2] / "examples" / "explain" / "world.yaml"
+WORLD = Path(__file__).parents[3] / "examples" / "explain" / "world.yaml"
 MORE = """\
 {apiVersion: slash32/v1, kind: Endpoint, metadata: {name: six, labels: {role: open}}, spec: {addresses: ["fd00:65::6"]}}
 ---

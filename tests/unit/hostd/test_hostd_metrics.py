@@ -15,14 +15,9 @@ from hostd.reporting.metrics import Measured, Present, Timed
 from hostd.reporting.scrape import Page, Scrape
 from slash32.process import usage
 from tests.exposition import Samples, faults, parsed, value
-from tests.unit.test_agent import Guest, Request, Rig
+from tests.unit.hostd.agent_rig import Guest, Request, Rig
 
 PRESENT = Present("nftables", {"qemu": True, "lxc": False}, [], 0, 0, "")
-
-
-@pytest.fixture
-def rig() -> Rig:
-    return Rig()
 
 
 def exported(rig: Rig, measured: Measured | None = None, present: Present = PRESENT) -> Samples:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slash32 import journal
 from slash32.journal import Lines, fields
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 
 
 def record(message: str, *values: object, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:

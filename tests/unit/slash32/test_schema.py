@@ -7,15 +7,15 @@ from typing import Any
 
 import jsonschema
 import pytest
-from refusals import Case, cases, valid_documents
 
 from slash32 import hosts, networksets, policies, rules
 from slash32.cli.__main__ import main
 from slash32.documents import load_yaml
 from slash32.resources import KINDS, decode
 from slash32.schema import DRAFT, LISTS, schema_of
+from tests.unit.slash32.refusals import Case, cases, valid_documents
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 AS_IT_WAS = "exported.yaml"  # of docs/from-calico.md: what of it is refused, test_docs.py reads in the page
 OTHERS = (AS_IT_WAS, "alerts.yaml", "prometheus.yaml")  # not ours
 EXAMPLES = [path for path in (REPO / "examples").rglob("*.yaml") if path.name not in OTHERS]

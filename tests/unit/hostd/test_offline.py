@@ -17,7 +17,7 @@ from slash32.pack import MASK, AddressSet, Kind, ObjectKey, Value, digest_of
 from slash32.policy import Action, Direction, Icmp, Peer, Policy, PortRange, Profile, Rule
 from slash32.wire import Put, Snapshot
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "compile-three-guests.nft"
+GOLDEN = Path(__file__).parents[2] / "golden" / "compile-three-guests.nft"
 WEB, APP = 'role == "web"', 'role == "app"'
 
 

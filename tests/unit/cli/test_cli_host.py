@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from canned import Dispatcher, Run, on_a_socket, runs
 
 from slash32.cli import dispatchers
+from tests.unit.cli.canned import Dispatcher, Run, on_a_socket, runs
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 KEY = "-q*D>AAC1]b=NQO4Qvze7%!W(i+TnF.&3sD2Ml=}"  # begins like an option
 HOSTS = {"items": [{"name": "h1", "endpoints": 4}, {"name": "h2", "endpoints": 1}]}
 

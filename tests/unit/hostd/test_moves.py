@@ -19,7 +19,7 @@ from slash32.pack import AddressSet, Kind, ObjectKey
 from slash32.policy import Action, Direction, Peer, Policy, Rule
 from tests.fake_kernel import FakeKernel
 from tests.scenes import Commit, Run, key
-from tests.unit.test_settle import BASE, TAP, Host
+from tests.unit.hostd.test_settle import BASE, TAP, Host
 
 OLD, NEW, THIRD = (ClassChains(f"from-{n}", f"to-{n}") for n in "abc")
 

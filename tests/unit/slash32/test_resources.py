@@ -33,7 +33,7 @@ from slash32.resources import KINDS, Resource, decode, encode, find_kind, kind_o
 from slash32.selector import parse
 
 CORPUS = Path(__file__).parent / "corpus" / "ok"
-FILES = sorted([*CORPUS.glob("*.yaml"), *(Path(__file__).parents[2] / "examples").glob("*.yaml")])
+FILES = sorted([*CORPUS.glob("*.yaml"), *(Path(__file__).parents[3] / "examples").glob("*.yaml")])
 KEY = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
 
 

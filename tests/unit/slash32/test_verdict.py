@@ -323,7 +323,7 @@ def test_of_a_shared_address_every_claimant_must_allow() -> None:
 
 # --- the example: its hand-written matrix against the model's reading of its policy
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MATRIX = [line.split() for line in (EXAMPLES / "three-tier.matrix").read_text().splitlines() if line[:1] != "#"]
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canned import Dispatcher, Run, on_a_socket, runs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slash32.cli import events
 from slash32.cli.client import CallError, Client
 from slash32.cli.events import Event, parse
+from tests.unit.cli.canned import Dispatcher, Run, on_a_socket, runs
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 POLICY = {"kind": "GlobalNetworkPolicy", "name": "web", "change": "put", "object": {"spec": {}}}

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canned import Dispatcher, Run, on_a_socket, runs
 
 from slash32.cli.backup import check
+from tests.unit.cli.canned import Dispatcher, Run, on_a_socket, runs
 
 DOCUMENT: dict[str, Any] = {
     "slash32Backup": 1, "epoch": "e1", "revision": 812, "made": "2026-11-23T18:47:30Z",

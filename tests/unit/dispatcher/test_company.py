@@ -204,7 +204,7 @@ class Three:
 
     def hear(self, number: int = 0) -> None:
         core, word = self.said.pop(number % len(self.said))
-        core.company.hear(word, decode(word)[0].removeprefix("d") * 40, self.now)
+        core.company.hear(word, str(int(decode(word)[0].removeprefix("d")) - 1) * 40, self.now)
         self.flush(core)
 
     def settle(self) -> None:

@@ -306,7 +306,7 @@ def test_directory_of_others_is_refused(tmp_path: Path) -> None:
 
 def test_the_real_hook(bench: Bench) -> None:
     """The shipped script, whole, against the shipped inbox."""
-    repo = Path(__file__).resolve().parents[2]
+    repo = Path(__file__).resolve().parents[3]
     text = (repo / "hooks/hook.py").read_text().replace('"/run/slash32/hook.sock"', repr(str(bench.path)))
     script = bench.path.parent.parent / "hooks/lxc.d/50-slash32"
     script.parent.mkdir(parents=True)

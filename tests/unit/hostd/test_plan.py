@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
-from fake_moments import Moments
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from hostd.dataplane.nft.rules import fingerprint
 from slash32.net import parse_prefix
 from tests.fake_kernel import FakeKernel, Killed, Model
 from tests.scenes import FULL, TAPS, Scene, Settle, Step, lives
+from tests.unit.hostd.fake_moments import Moments
 
 BASE = Guard().group_base
 COUNT = 20 if FULL else 1

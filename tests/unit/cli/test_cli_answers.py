@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canned import Answer, Dispatcher, Run, Server, on_a_socket, runs
 
 from slash32.cli.client import Client
 from slash32.cli.commands import cli
 from slash32.cli.waiting import follow
 from slash32.documents import load_yaml
 from slash32.resources import decode, encode
+from tests.unit.cli.canned import Answer, Dispatcher, Run, Server, on_a_socket, runs
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 POLICY = """\
 apiVersion: slash32/v1
 kind: GlobalNetworkPolicy

@@ -14,7 +14,7 @@ from slash32.model import Endpoint, EndpointKey, SharedAddress
 from slash32.net import format_address, parse_address, parse_prefix
 from slash32.tag import MAX_BYTES, Domain, Nic, TagError, outside_guard, parse_domain, quote
 
-CORPUS = Path(__file__).resolve().parents[1] / "corpus/domains"
+CORPUS = Path(__file__).resolve().parents[2] / "corpus/domains"
 UUID = "6e85e5f0-4ea9-4267-9ec6-22ff2194af6c"
 MAC = "52:54:00:00:00:02"
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
