@@ -9,7 +9,6 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,33 +17,22 @@ import msgpack
 from slash32.errors import quoted
 
 from .commits import (
-    ANY,
     Commit,
     Failed,
     Head,
-    Holding,
-    HostState,
-    Key,
     Landed,
     Outcome,
-    Record,
     Saved,
     StoreError,
     Table,
     Write,
     decode_record,
-    encode_record,
 )
+from .rows import META, RECORDS, VERSION, digest_of, hash_of, write
+from .upgrade import upgrade
 from .wal import damage, log_of
 
-_VERSION = "2"
-_SCHEMA = """
-create table meta (key text primary key, value text not null) without rowid;
-create table records (kind text, key text, value blob not null, primary key (kind, key)) without rowid;
-"""
-_OF_VERSION_1 = "resources, endpoints, hosts, superseded"
-_PUT, _DELETE = "insert or replace into records values (?, ?, ?)", "delete from records where kind = ? and key = ?"
-_VALUE = "select value from records where kind = ? and key = ?"
+_POSITION = "insert or replace into meta values ('revision', ?), ('digest', ?)"
 _PROBE = "x" * (64 << 10)  # as much as commits may take: a full disk often has a page left
 _MASK = (1 << 64) - 1
 _INSPECT = 60.0  # seconds between two looks at everything where only the times of the files are odd
@@ -69,6 +57,7 @@ class Disk:
         self._log = log_of(path)
         self._outcomes: list[Outcome] = []
         self._revision = 0
+        self._epoch = ""
         self._sum: int | None = None  # of all records
         self._failed = False  # the last thing that was to be written
         self._inspected = -_INSPECT
@@ -92,9 +81,9 @@ class Disk:
         try:
             db = sqlite3.connect(fresh, isolation_level=None)
             try:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in (META, RECORDS):
                     db.execute(statement)
-                meta = {"version": _VERSION, "epoch": epoch, "revision": "0"}
+                meta = {"version": VERSION, "epoch": epoch, "revision": "0"}
                 db.executemany("insert into meta values (?, ?)", list(meta.items()))
             finally:
                 db.close()
@@ -124,8 +113,8 @@ class Disk:
         run("begin immediate")
         version = run("select value from meta where key = 'version'").fetchone()
         if version == ("1",):
-            _upgrade(db)
-        elif version != (_VERSION,):
+            upgrade(db)
+        elif version != (VERSION,):
             said = quoted(str(version[0]) if version else "none", 32)
             raise StoreError(f"{self.path}: made by another version of slash32-dispatcher (schema {said}); upgrade")
         run("insert or replace into meta values ('opened', datetime())")  # finds out now whether it can be written
@@ -158,9 +147,10 @@ class Disk:
 
     def _check_content(self, meta: dict[str, str]) -> None:
         """SQLite knows its pages, and not what stood in them. Also a log that belongs to another copy ends here."""
-        self._sum = sum(_hash(*row) for row in self._rows()) & _MASK
+        self._epoch = meta["epoch"]
+        self._sum = sum(hash_of(*row) for row in self._rows()) & _MASK
         known = meta.get("digest")  # the first files had none
-        if known is not None and known != _digest(meta["epoch"], int(meta["revision"]), self._sum):
+        if known is not None and known != digest_of(meta["epoch"], int(meta["revision"]), self._sum):
             raise StoreError(
                 f"{self.path}: the database is damaged (its records are not those that were written): "
                 f"restore it from a backup, without a {self._log.name}"
@@ -194,18 +184,17 @@ class Disk:
         run("begin immediate")
         try:
             for table, key, record in commit.writes:
-                found += _write(self._db, table, key, record)
+                found += write(self._db, table, key, record)
             if epoch:
                 run("update meta set value = ? where key = 'epoch'", (epoch,))
-            ((epoch,),) = run("select value from meta where key = 'epoch'")
-            run("update meta set value = ? where key = 'revision'", (str(commit.revision),))
-            run("insert or replace into meta values ('digest', ?)", (_digest(epoch, commit.revision, found & _MASK),))
+            epoch = epoch or self._epoch
+            run(_POSITION, (str(commit.revision), digest_of(epoch, commit.revision, found & _MASK)))
             run("commit")
         except BaseException:
             if self._db.in_transaction:
                 run("rollback")
             raise
-        self._sum = found & _MASK
+        self._sum, self._epoch = found & _MASK, epoch
         self._marks = self._look()
 
     # -- others who write there -----------------------------------------------------------------------------------
@@ -318,31 +307,6 @@ class Disk:
             raise StoreError(f"{self.path}: the database {what} ({_line(e)}): {hint}") from e
 
 
-def _write(db: sqlite3.Connection, table: Table, key: Key, record: Record | None) -> int:
-    """By how much it changes the sum."""
-    name = json.dumps(key, separators=(",", ":"))
-    changed = 0
-    for (old,) in db.execute(_VALUE, (table.value, name)).fetchall():
-        changed -= _hash(table.value, name, old)
-    if record is None:
-        db.execute(_DELETE, (table.value, name))
-    else:
-        value = encode_record(record)
-        db.execute(_PUT, (table.value, name, value))
-        changed += _hash(table.value, name, value)
-    return changed
-
-
-def _hash(kind: str, name: str, value: bytes) -> int:
-    found = blake2b(f"{kind} {name} ".encode(), digest_size=8)
-    found.update(value)
-    return int.from_bytes(found.digest(), "big")
-
-
-def _digest(epoch: str, revision: int, records: int) -> str:
-    return blake2b(f"{epoch} {revision} {records}".encode(), digest_size=8).hexdigest()
-
-
 def _mark(path: Path) -> _Mark | None:
     try:
         found = path.stat()
@@ -354,27 +318,6 @@ def _mark(path: Path) -> _Mark | None:
 def _may_have_landed(cause: BaseException | None) -> bool:
     """It was written, and nobody knows whether that is durable."""
     return getattr(cause, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC"
-
-
-def _upgrade(db: sqlite3.Connection) -> None:
-    """From the schema of 0.1.0."""
-    for statement in filter(str.strip, _SCHEMA.split(";")):
-        if "table meta" not in statement:
-            db.execute(statement)
-    for kind, name, document in db.execute("select kind, name, document from resources").fetchall():
-        resource = decode_record(Table.RESOURCE, document.encode())
-        _write(db, Table.RESOURCE, (kind, name), resource)
-    for host, body in db.execute("select host, body from endpoints").fetchall():
-        holding = decode_record(Table.ENDPOINT, msgpack.packb([host, msgpack.unpackb(body)]))
-        assert isinstance(holding, Holding)
-        _write(db, Table.ENDPOINT, tuple(holding.endpoint.key), holding)
-    for name, addresses, ahead in db.execute("select name, addresses, ahead from hosts").fetchall():
-        _write(db, Table.HOST, (name,), HostState(tuple(msgpack.unpackb(addresses)), ahead))
-    for (epoch,) in db.execute("select epoch from superseded").fetchall():
-        _write(db, Table.SUPERSEDED, (epoch,), ANY)
-    for table in _OF_VERSION_1.split(", "):
-        db.execute(f"drop table {table}")
-    db.execute("update meta set value = ? where key = 'version'", (_VERSION,))
 
 
 def _line(e: Exception) -> str:
