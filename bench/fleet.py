@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,15 +55,8 @@ class Dispatcher:
         return int(self._api.call("GET", "/v1/status")["revision"])
 
     def live(self, revision: int) -> None:
-        """Returns when every host's kernel has it, and said so; it may still be to come."""
-        path, deadline = f"/v1/revisions/{revision}?wait={PATIENCE:.0f}", time.monotonic() + PATIENCE
-        while True:
-            status, said = self._api.ask("GET", path)
-            if status != 404:
-                break
-            if time.monotonic() > deadline:
-                raise CageError(f"there is no revision {revision}")
-            time.sleep(0.0002)
+        """Returns when every host's kernel has it, and said so; it may be the one that is next."""
+        status, said = self._api.ask("GET", f"/v1/revisions/{revision}?wait={PATIENCE:.0f}")
         if status != 200 or said["pending"] or said["failed"]:
             raise CageError(f"revision {revision}: {said}")
 
