@@ -32,6 +32,7 @@ from .store.commits import ANY, Commit, Holding, Store, Table
 log = logging.getLogger("slash32.dispatcher")
 
 SILENCE = 12.0  # seconds without a word from a host: not connected; it pings every five
+MAX_ASKED = 2 * wire.MAX_FRAME  # bytes of what one host asked that wait to be decided, or to be answered
 MAX_WORDS = 100  # lines about one host between two sweeps
 Out = tuple[bytes, Frames]  # routing id, frames
 
@@ -48,8 +49,10 @@ class Session:
     begun: float = 0.0  # when it said Hello
     reported: bool = False  # its claims are known: what it needs is certain, so its Hello can be answered
     behind: bool = False  # the host knows more than we do: we look what others have committed
-    asked: int = 0  # inputs of its that wait to be decided
+    asked: int = 0  # inputs of its that wait to be decided,
+    asked_bytes: int = 0  # and their bytes
     answers: list[Frames] = field(default_factory=list)
+    answers_bytes: int = 0
     failures: tuple[Failure, ...] = ()
     fenced: bool = False  # what it claims is refused
 
@@ -88,6 +91,7 @@ class Core:
         self._followed: set[str] = set()  # hosts that took our content since then
         self._opening: dict[str, bool] = {}  # hosts to be answered; True: an operator lets them adopt our content
         self._resume: set[str] = set()
+        self._asking: set[str] = set()  # hosts for whose Hello it was asked what others have committed
         self._answering: dict[bytes, Session] = {}
         self.fanout.publish(self.revision, self.registry.take())
 
@@ -127,7 +131,7 @@ class Core:
             self._out.append((identity, wire.encode_to_host(wire.Pong(NO_SESSION))))
         else:
             session.heard = self.clock()
-            self._message(session, message)
+            self._message(session, message, len(body))
 
     def _known(self, raw: Any) -> Endpoint | None:
         """Most of what hosts report when they come back: it need not be decoded again."""
@@ -136,7 +140,7 @@ class Core:
         present = self.registry.endpoints.get(EndpointKey(raw[0], raw[1]))
         return present.endpoint if present is not None and pack_endpoint(present.endpoint) == raw else None
 
-    def _message(self, session: Session, message: wire.FromHost) -> None:
+    def _message(self, session: Session, message: wire.FromHost, size: int) -> None:
         match message:
             case Ack(revision, failures):
                 self._ack(session, revision, failures)
@@ -144,7 +148,7 @@ class Core:
                 sent = self.fanout.publishers[session.host].sent
                 self._out.append((session.identity, wire.encode_to_host(wire.Pong(sent))))
             case Claim() | Release() | Report():
-                self._ask(session, message)
+                self._ask(session, message, size)
             case Answer(seq, text):
                 self.questions.answer(session.host, seq, text)
             case Hello():
@@ -166,20 +170,29 @@ class Core:
         if unsettled != before and (self.commits.acknowledged(host, unsettled, session.heard) or before == 0):
             self.progress = True
 
-    def _ask(self, session: Session, message: Claim | Release | Report | Hello) -> None:
+    def _ask(self, session: Session, message: Claim | Release | Report | Hello, size: int = 0) -> None:
         """It is answered when it was decided and what it changed is durable."""
         session.asked += 1
-        if session.asked + len(session.answers) > 2 * wire.MAX_REPORT:
+        session.asked_bytes += size
+        many = session.asked + len(session.answers) > 2 * wire.MAX_REPORT
+        if many or session.asked_bytes + session.answers_bytes > MAX_ASKED:
             self.drop(session.host, "asks more than it takes answers")
         else:
-            self.turns.add(Said(self, session, message))
+            self.turns.add(Said(self, session, message, size))
+
+    def _forget(self, session: Session) -> None:
+        """It ended: nobody waits for what it asked, however long the store fails."""
+        if session.asked:
+            self.turns.forget(lambda each: isinstance(each, Said) and each.session is session)
 
     def present(self, session: Session) -> bool:
         return self.sessions.get(session.identity) is session
 
     def answer(self, session: Session, claimed: wire.Claimed) -> None:
         self.counts.claims_refused += len(claimed.refused)
-        session.answers.append(wire.encode_to_host(claimed))
+        frames = wire.encode_to_host(claimed)
+        session.answers.append(frames)
+        session.answers_bytes += sum(map(len, frames))
         self._answering[session.identity] = session
 
     def _hello(self, identity: bytes, user: str, hello: Hello) -> None:
@@ -203,6 +216,7 @@ class Core:
         else:
             del self.sessions[before.identity]
             self._answering.pop(before.identity, None)
+            self._forget(before)
         if before is not None and before.identity != identity:
             self._warn(name, "a new connection replaces the old one")
         fresh = Session(name, key, identity, hello, heard=self.clock(), begun=self.clock())
@@ -213,16 +227,24 @@ class Core:
         given_up = hello.epoch != self.epoch and hello.revision <= self.ledger.superseded.get(hello.epoch, -1)
         self._opening[name] = given_up
         fresh.behind = hello.epoch == self.epoch and hello.revision > self.revision and self.store.shared
-        if fresh.behind:
-            self.turns.ask_head(lambda: self._caught_up(fresh))
-        else:
+        if not fresh.behind:
             self._ask(fresh, hello)
+        elif name not in self._asking:
+            self._ask_head(fresh)
+
+    def _ask_head(self, session: Session) -> None:
+        self._asking.add(session.host)
+        self.turns.ask_head(lambda: self._caught_up(session))
 
     def _caught_up(self, session: Session) -> None:
         """What others had committed when it said Hello is known here now."""
-        session.behind = False
-        if self.present(session):
+        self._asking.discard(session.host)
+        present = self.connected.get(session.host)
+        if present is session:
+            session.behind = False
             self._ask(session, session.hello)
+        elif present is not None and present.behind:  # it came while that was asked
+            self._ask_head(present)
 
     def _misnamed(self, identity: bytes, name: str, said: str) -> None:
         """It would take its own guests for another host's."""
@@ -330,6 +352,7 @@ class Core:
         self.left[host] = Left(self.settled(session), session.heard)
         self.sessions.pop(session.identity, None)
         self._answering.pop(session.identity, None)
+        self._forget(session)
         self._opening.pop(host, None)
         self._resume.discard(host)
         self.questions.lost(host)
@@ -361,6 +384,7 @@ class Core:
             if not self.fanout.publishers[session.host].waiting:
                 self._out += [(session.identity, frames) for frames in session.answers]
                 session.answers.clear()
+                session.answers_bytes = 0
                 del self._answering[session.identity]
         out, self._out = self._out, []
         return out

@@ -33,13 +33,14 @@ class Said:
 
     patient = True
 
-    def __init__(self, core: Core, session: Session, message: Claim | Release | Report | Hello) -> None:
-        self._core, self._session, self._message = core, session, message
+    def __init__(self, core: Core, session: Session, message: Claim | Release | Report | Hello, size: int) -> None:
+        """`size`: its bytes, as they came."""
+        self._core, self.session, self._message, self._size = core, session, message, size
         self._refused: list[Refusal] = []
 
     def decide(self) -> None:
-        core, host = self._core, self._session.host
-        if not core.present(self._session):
+        core, host = self._core, self.session.host
+        if not core.present(self.session):
             return  # another connection says it all again
         core.ledger.who = of_host(host)
         match self._message:
@@ -50,13 +51,14 @@ class Said:
             case Report(_, endpoints):
                 self._refused = core.claims.report(host, endpoints)
             case Hello():
-                core.introduced(self._session, self._message)
+                core.introduced(self.session, self._message)
 
     def landed(self) -> None:
-        session = self._session
+        session = self.session
         if not self._core.present(session):
             return
         session.asked -= 1
+        session.asked_bytes -= self._size
         if not isinstance(self._message, Hello):
             session.reported = session.reported or isinstance(self._message, Report)
             self._core.answer(session, wire.Claimed(self._message.seq, tuple(self._refused)))

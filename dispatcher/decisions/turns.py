@@ -48,6 +48,13 @@ class Turns:
     def add(self, given: Input) -> None:
         self._waiting[not given.patient].append(given)
 
+    def forget(self, unwanted: Callable[[Input], bool]) -> None:
+        """Of the patient ones: nobody waits for these any more, and a store may fail for long."""
+        patient = self._waiting[0]
+        kept = [each for each in patient if not unwanted(each)]
+        patient.clear()
+        patient.extend(kept)
+
     def waiting(self) -> int:
         return len(self._batch) + sum(map(len, self._waiting))
 

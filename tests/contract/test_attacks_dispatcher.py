@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from dispatcher_rig import document, guest
 
+from dispatcher import core as cores
 from dispatcher.core import Core
 from dispatcher.decisions.inputs import Command, Refused
 from dispatcher.decisions.ledger import DISPATCHER, Ledger
@@ -214,3 +215,57 @@ def test_an_epoch_is_no_way_to_a_terminal(played: Played, epoch: str) -> None:
     assert isinstance(refused, wire.Refused) and refused.message.isprintable()
     played.say(1, Hello("another", 5, 5), Report(1, ()))
     assert fleet.status(played.core)["held"]["h1"].isprintable(), "the control"
+
+
+# --- what waits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_while_the_store_fails_a_host_waits_with_little(
+    played: Played, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """Whether it says all of it on one session, or begins a session each time."""
+    core = played.core
+    report = Report(1, tuple(guest(n) for n in range(1, 51)))
+    monkeypatch.setattr(cores, "MAX_ASKED", 10 * len(wire.encode_to_dispatcher(report)))
+    played.say(1, EMPTY)
+    played.store.trouble = "the disk is full"
+    for number in range(100):
+        played.say(1, *([EMPTY] if replaced else []), report._replace(seq=number))
+        assert core.turns.waiting() <= 11
+    played.say(1, EMPTY, report)
+    assert core.turns.waiting() == 2, "what others or sessions that ended asked is not kept"
+    played.store.trouble = ""
+    played.now += 5
+    (answer,) = (m for m in played.say(1) if isinstance(m, Claimed))
+    assert answer.refused == () and len(played.owners()) == 50, "the control: what was said last is done"
+
+
+def test_answers_that_are_not_taken_have_a_measure(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "MAX_ASKED", 50_000)
+    refused = Report(1, tuple(guest(n, "web", "127.0.0.1") for n in range(1, 101)))
+    played.say(1, EMPTY, Report(0, ()))
+    for number in range(20):  # it acknowledges nothing: its window is full, and answers wait
+        played.apply(document("Host", "h2", publicKey=key(2), addresses=[f"192.0.2.{number + 1}"]))
+    before = played.core.connected["h1"]
+    played.say(1, refused)
+    assert before.answers and played.core.connected.get("h1") is before, "the control: one is kept"
+    for _ in range(20):
+        played.say(1, refused)
+    assert "h1" not in played.core.connected and len(before.answers) < 10
+
+
+def test_many_hellos_ask_the_other_dispatchers_store_once(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    core, asked = played.core, list[Callable[[], None]]()
+    monkeypatch.setattr(played.store, "shared", True, raising=False)
+    monkeypatch.setattr(core.turns, "ask_head", asked.append)
+    ahead = Hello(core.epoch, 1000, 0)
+    for _ in range(50):
+        played.say(1, ahead, Report(1, ()))
+    assert len(asked) == 1
+    asked.pop()()
+    assert len(asked) == 1, "for the Hello that came meanwhile it is asked once more"
+    asked.pop()()
+    assert not asked and not core.connected["h1"].behind, "the control: then it is served"
+    played.say(1, ahead)
+    assert len(asked) == 1
