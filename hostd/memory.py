@@ -98,7 +98,7 @@ class Memory:
             if self.journal.full:
                 self._rebase()
             else:
-                self.journal.append(msgpack.packb([kind, payload]))
+                self.journal.append(wire.packb([kind, payload]))
         except OSError as error:
             self._failed(error)
 

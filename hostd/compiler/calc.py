@@ -3,7 +3,7 @@
 # on the current state only (a test compares every sequence of changes with a fresh build). Pure.
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 
 from slash32.model import EndpointKey
 from slash32.net import Prefix, host_prefix, pack_mac
@@ -70,7 +70,7 @@ class Calculation:
                     self._chains.load(items[name], dirty)
                 else:
                     gone.append((kind.value, name))
-        self._derive_classes(dirty, labels_too=bool(names.get(Kind.PROFILE)))
+        self._derive_classes(dirty, frozenset(names.get(Kind.PROFILE, ())))
         for owner in gone:
             self._chains.drop(owner, dirty)
         dirty.merge(self.collect_classes())
@@ -151,14 +151,15 @@ class Calculation:
             if item is not None:  # else it went in the same batch, and is dropped in its turn
                 self._chains.load(item, dirty)
 
-    def _derive_classes(self, dirty: Dirty, labels_too: bool) -> None:
-        """Which policies apply, their order, or where they pass on may have changed. It costs by the classes, but
-        where the labels of endpoints may be others."""
+    def _derive_classes(self, dirty: Dirty, profiles: Set[str]) -> None:
+        """Which policies apply, their order, or where they pass on may have changed. It costs by the classes, and by
+        the endpoints that get labels from one of these `profiles`, for theirs may be others."""
         self._classes.clear()
         self._chains.forget()
-        if labels_too:
-            for local in list(self.locals):
-                dirty.merge(self.local_changed(local.endpoint.key))
+        if profiles:
+            having = [key for key, memo in self._memo_of.items() if not profiles.isdisjoint(memo[1])]
+            for key in having:
+                dirty.merge(self.local_changed(key))
         for key, memo in self._memo_of.items():
             tap, chains = self.desired.taps[self._tap_of[key]], self._class_of(memo, dirty)
             if tap.chains != chains:
