@@ -25,6 +25,7 @@ log = logging.getLogger("slash32.dispatcher.api")
 KEEP_ALIVE = 15.0  # seconds
 STALL = 30.0  # seconds in which a client takes nothing of what is written to it
 AGAIN = 1000  # milliseconds until a browser asks again
+ALLOWED = "slash32.allowed"  # of a request: raises Refused once who asks may not ask any more
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -67,7 +68,7 @@ class Events:
         try:
             await response.prepare(request)
             await _written(response, f"retry: {AGAIN}\nid: {watcher.begun}\n\n".encode())
-            while not gate.lost.is_set() and not watcher.cut:
+            while not gate.lost.is_set() and not watcher.cut and _allowed(request):
                 await self._some(response, watcher, news)
         except TimeoutError:
             log.info("a client that watches takes nothing: cut off")
@@ -93,6 +94,15 @@ class Events:
             await asyncio.wait_for(news.wait(), KEEP_ALIVE)
         except TimeoutError:
             await _written(response, alive(last))
+
+
+def _allowed(request: web.Request) -> bool:
+    """A token may end while its owner watches."""
+    try:
+        request[ALLOWED]()
+    except Refused:
+        return False
+    return True
 
 
 async def _written(response: web.StreamResponse, text: bytes) -> None:

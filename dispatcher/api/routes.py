@@ -32,6 +32,7 @@ from ..store.commits import AUDIT_KEPT, Saved
 from .bodies import MOST_OF_A_BACKUP, flag, read_fields, read_json, whole
 from .events import STALL, Events
 from .gate import gate_of
+from .looks import Look
 from .openapi import DOCUMENT
 
 MAX_DOCUMENTS = 10_000
@@ -123,8 +124,13 @@ class Routes:
         return await asyncio.wrap_future(self._loop.submit(command))
 
     def _plain(self, command: Callable[[Core], Any]) -> Handler:
+        async def look() -> bytes:
+            return json.dumps(await self._look(command)).encode()
+
+        shared = Look(look)
+
         async def handle(request: web.Request) -> web.StreamResponse:
-            return answer(await self._look(command))
+            return web.Response(body=await shared.ask(), content_type="application/json", charset="utf-8")
 
         return handle
 

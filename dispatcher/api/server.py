@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,7 +19,7 @@ from ..config import Config
 from ..decisions.inputs import Refused
 from ..loop import Loop
 from .access import Access
-from .events import Events
+from .events import ALLOWED, Events
 from .gate import gate_of
 from .listening import ApiError, Certificate, Door, tcp_sockets, unix_socket
 from .routes import CALLER, Handler, Route, Routes, answer
@@ -127,7 +128,8 @@ def _around(access: Access | None, count: Callable[[int], None]) -> Middleware:
         gate.begin()
         try:
             if access is not None:
-                request[CALLER] = access.caller(request, gate.peer)
+                request[ALLOWED] = partial(access.caller, request, gate.peer)
+                request[CALLER] = request[ALLOWED]()
             response = await handler(request)
         except Refused as e:
             response = answer({"errors": e.errors}, e.status)

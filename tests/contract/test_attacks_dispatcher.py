@@ -2,6 +2,8 @@
 # that fill memory, clients whose token has ended. The core is real, its store is a file; where it matters, a process.
 from __future__ import annotations
 
+import asyncio
+import http.client
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dispatcher_rig import document, guest
+from api_rig import Served
+from dispatcher_rig import PATIENCE, document, guest
 
 from dispatcher import core as cores
+from dispatcher.api.looks import Look
 from dispatcher.core import Core
 from dispatcher.decisions.inputs import Command, Refused
 from dispatcher.decisions.ledger import DISPATCHER, Ledger
@@ -269,3 +273,75 @@ def test_many_hellos_ask_the_other_dispatchers_store_once(played: Played, monkey
     assert not asked and not core.connected["h1"].behind, "the control: then it is served"
     played.say(1, ahead)
     assert len(asked) == 1
+
+
+# --- clients of the API ----------------------------------------------------------------------------------------------
+
+
+def test_whose_token_ends_watches_no_more(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    served.start()
+    connection = http.client.HTTPSConnection("127.0.0.1", served.api_port, timeout=PATIENCE, context=served.context())
+    try:
+        connection.request("GET", "/v1/watch", headers={"Authorization": f"Bearer {served.tokens['ro']}"})
+        response = connection.getresponse()
+        served.apply(document("Host", "early"))
+        while b'"early"' not in response.readline():  # the control
+            pass
+        kept = [line for line in served.token_file.read_text().splitlines(True) if not line.startswith("ci-ro ")]
+        served.token_file.write_text("".join(kept))
+        served.apply(document("Host", "late"))
+        assert b'"late"' not in _rest(response)
+        assert served.tcp("GET", "/v1/status", served.tokens["admin"])[0] == 200, "the control: others stay"
+    finally:
+        connection.close()
+        served.stop()
+
+
+def _rest(response: http.client.HTTPResponse) -> bytes:
+    found = b""
+    try:
+        while line := response.readline():
+            found += line
+    except (ConnectionResetError, http.client.IncompleteRead, OSError):
+        pass
+    return found
+
+
+def test_many_who_ask_share_a_look_that_is_not_older_than_their_question() -> None:
+    looks = [0]
+
+    async def look() -> bytes:
+        looks[0] += 1
+        seen = looks[0]
+        await asyncio.sleep(0.001)
+        return b"%d" % seen
+
+    async def play() -> None:
+        shared = Look(look)
+        first = asyncio.ensure_future(shared.ask())
+        while not looks[0]:
+            await asyncio.sleep(0)
+        later = await asyncio.gather(*(shared.ask() for _ in range(50)))
+        assert await first == b"1" and set(later) == {b"2"} and looks == [2]
+        assert await shared.ask() == b"3", "the control: nobody is told what was"
+
+    asyncio.run(play())
+
+
+def test_a_look_that_fails_fails_for_those_who_wait_for_it() -> None:
+    answers: list[bytes | Exception] = [Refused(503, "stopping"), b"well"]
+
+    async def look() -> bytes:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def play() -> None:
+        shared = Look(look)
+        with pytest.raises(Refused):
+            await shared.ask()
+        assert await shared.ask() == b"well"
+
+    asyncio.run(play())
