@@ -127,6 +127,10 @@ def _work(core: Core) -> Iterator[Sampled]:
 def health(core: Core) -> dict[str, Any]:
     """Of this dispatcher, not of the fleet: hosts that lag or hold are metrics, and no reason to restart it."""
     problems = [f"the store takes no commits: {visible(_trouble(core))}"] if _trouble(core) else []
+    if core.company.removed:
+        problems.append(
+            "it was removed by an operator, the others do not hear it: stop it, or restart it to enter again"
+        )
     return {"status": "degraded" if problems else "ok", "problems": problems}
 
 

@@ -87,6 +87,7 @@ LATER = {
 }  # fmt: skip
 
 FRAME = ("apiVersion", "kind", "metadata", "spec")
+HOST_FRAME = (*FRAME, "status")  # how it is, as `slash32 get hosts -o yaml` tells it; applied again it says nothing
 FRAME_LATER = {"status": "it says nothing about policy: remove it"}
 # What an API server adds to an exported document, and notes of people: it says nothing about policy, so it may stay.
 BOOKKEEPING = (
@@ -133,7 +134,10 @@ def decode(document: Document | Mapping[str, object], *, stored: bool = False) -
             root.fail(f"{key} is missing; {hint}")
     entries["apiVersion"].one_of((API_VERSION, ALIAS))
     kind = entries["kind"].one_of(tuple(KINDS), LATER)
-    given = root.fields(FRAME, FRAME_LATER, required=("metadata", "spec"))
+    frame, later = (HOST_FRAME, {}) if kind == "Host" else (FRAME, FRAME_LATER)
+    given = root.fields(frame, later, required=("metadata", "spec"))
+    if "status" in given:
+        given["status"].entries()
     codec = _CODECS[kind]
     return codec.decode(_metadata(given["metadata"], codec.labels), given["spec"], stored)
 

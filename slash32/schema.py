@@ -59,7 +59,10 @@ def _document(kind: str) -> Schema:
         "metadata": _metadata(kind),
         "spec": _SPECS[kind],
     }
-    return {"title": kind, **_object(resources.FRAME, fields, resources.FRAME), "description": _KINDS[kind]}
+    frame: tuple[str, ...] = resources.FRAME
+    if kind == "Host":
+        frame, fields["status"] = resources.HOST_FRAME, {"type": "object", "description": "how it is; not applied"}
+    return {"title": kind, **_object(frame, fields, resources.FRAME), "description": _KINDS[kind]}
 
 
 def _metadata(kind: str) -> Schema:

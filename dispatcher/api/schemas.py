@@ -120,7 +120,7 @@ SCHEMAS: dict[str, Schema] = {
         alarms=many(shown(host=TEXT, endpoint=TEXT, message=TEXT)),
     ),
     "Change": shown(revision=WHOLE, at=TIME, who=TEXT, what=TEXT, change=TEXT),
-    "Dispatcher": shown(name=TEXT, address=TEXT, public_key=TEXT),
+    "Dispatcher": shown(name=TEXT, address=TEXT, publicKey=TEXT),
     "Adopt": {
         "oneOf": [given(hosts=many(HOST_NAME)), given(all={"type": "boolean", "enum": [True]})],
     },

@@ -223,7 +223,8 @@ def restore(core: Core, saved: Saved, replace: bool) -> Json:
 
 
 def dispatchers(core: Core) -> Json:
-    return {"items": [{"name": name, **peer._asdict()} for name, peer in sorted(core.ledger.dispatchers.items())]}
+    found = sorted(core.ledger.dispatchers.items())
+    return {"items": [{"name": name, "address": peer.address, "publicKey": peer.public_key} for name, peer in found]}
 
 
 def forget_dispatcher(core: Core, name: str) -> Json:

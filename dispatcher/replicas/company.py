@@ -54,6 +54,11 @@ class Company:
         """The names of the other dispatchers of this store."""
         return [name for name in self._core.ledger.dispatchers if name != self._core.name]
 
+    @property
+    def removed(self) -> bool:
+        """An operator did so while it runs: the others do not hear it."""
+        return self._joined is not None and self._core.name not in self._core.ledger.dispatchers
+
     def join(self, address: str, public_key: str) -> None:
         """Makes this dispatcher known to the others, as soon as the store takes it."""
         self._core.turns.add(_Joining(self, Peer(address, public_key)))
@@ -65,6 +70,9 @@ class Company:
         if before is not None and before != mine:
             log.warning("dispatcher %s: was %s before; two of one name?", name, before.address)
         ledger.who = f"dispatcher {name}"
+        for other in [other for other, peer in ledger.dispatchers.items() if other != name and peer == mine]:
+            log.info("dispatcher %s: was called %s before", name, other)
+            ledger.write(Table.DISPATCHER, (other,), None)
         ledger.write(Table.DISPATCHER, (name,), mine)
 
     def joined(self) -> None:
@@ -233,9 +241,12 @@ class Company:
     def look(self, now: float) -> None:
         """To be called often, and before what is to be sent is sent: sends hosts away where that is better for them.
 
-        Without a store, hosts are better off with a dispatcher that has it; or with any other, where we hear nobody:
-        then it is us who are cut off. Where nobody has it, they stay.
+        Where it was removed, nobody would know of them. Without a store, hosts are better off with a dispatcher that
+        has it; or with any other, where we hear nobody: then it is us who are cut off. Where nobody has it, they stay.
         """
+        if self.removed:
+            self._send_away("this one was removed by an operator", now)
+            return
         if not self._core.store.trouble or not self.others:
             self.moved = self.moved or self._lost is not None
             self._lost, self.away = None, ""
@@ -248,10 +259,16 @@ class Company:
             self._lost, self.away = now + TOGETHER, ""
         if now - self._lost < LOST:
             return
-        self.away = wire.AWAY + "this one has lost its store"
+        self._send_away("this one has lost its store", now)
+
+    def _send_away(self, why: str, now: float) -> None:
+        away = wire.AWAY + why
+        if away != self.away:
+            log.warning("hosts are sent to other dispatchers: %s", why)
+            self.away = away
         for host in list(self._core.connected):
             if self.sends_away(host, now):
-                self._core.drop(host, "is sent to another dispatcher: the store is lost", self.away)
+                self._core.drop(host, f"is sent to another dispatcher: {why}", away)
 
     def sends_away(self, host: str, now: float) -> bool:
         """A host that comes back has found nobody else: it stays, until it is worth another attempt."""

@@ -188,7 +188,7 @@ def get(client: Client, kind: str, name: str | None, output: str) -> None:
       slash32 get dispatchers
 
     KIND: {kinds}, and dispatchers. An endpoint's NAME is its domain,
-    uuid, MAC or address. Yaml and json of resources can be applied again; how hosts are, as json: status -o json.
+    uuid, MAC or address. Yaml and json of resources can be applied again; hosts have a status there, which is not.
     """
     click.echo(show.get(client, show.kind_word(kind, listed=True), name, output))
 

@@ -38,7 +38,8 @@ def remove(client: Client, name: str) -> None:
       ops# slash32 get dispatchers
       ops# slash32 dispatcher remove d3
 
-    One that still runs enters itself again at its next start. Take it out of the hosts' hostd.toml, too.
+    One that still runs sends its hosts to the others, says so in /health, and enters itself again at its next start,
+    with its name and key or with others. Take it out of the hosts' hostd.toml, too.
     """
     answer = client.delete("dispatchers", name)
     click.echo(printable(f"dispatcher {name} removed (revision {answer.get('revision')})"))

@@ -15,6 +15,10 @@ from .tables import cell, table
 
 ENDPOINTS = ("endpoints", "endpoint", "ep")
 DISPATCHERS = ("dispatchers", "dispatcher")
+STATUS = (
+    "connected", "dispatcher", "revision", "in_sync", "lag_seconds", "held", "fenced", "version", "filter", "last_seen",
+    "addresses", "endpoints", "failures", "nextPublicKey",
+)  # fmt: skip
 
 
 def _kind_help() -> str:
@@ -47,6 +51,8 @@ def get(client: Client, kind: str, name: str | None, output: str) -> str:
         items = client.items("resources", kind)
     else:
         items = [client.get("resources", kind, name)]
+    if kind == "Host" and output in ("yaml", "json"):
+        items = _with_status(client, items)
     if name is not None and not items:
         raise Slash32Error(f"{kind} {quoted(name, 64)}: there is none")
     if output in ("yaml", "json"):
@@ -90,6 +96,22 @@ def revision_of(item: Json) -> int:
 
 def _listed(items: Sequence[Json]) -> Json:
     return {"apiVersion": API_VERSION, "kind": "List", "items": list(items)}
+
+
+def _with_status(client: Client, documents: Sequence[Json]) -> list[Json]:
+    """Host documents with how the hosts are: what tables show, spelled as documents are."""
+    found = {item.get("name"): item for item in client.items("hosts")}
+    items = []
+    for document in documents:
+        host = found.get((document.get("metadata") or {}).get("name"))
+        status = {"status": {_camel(key): host[key] for key in STATUS if key in host}} if host else {}
+        items.append({**document, **status})
+    return items
+
+
+def _camel(key: str) -> str:
+    first, *more = key.split("_")
+    return first + "".join(map(str.capitalize, more))
 
 
 def _endpoints(client: Client, name: str | None) -> list[Json]:

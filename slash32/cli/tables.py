@@ -136,7 +136,7 @@ def _cut(value: str, at_most: int) -> str:
 
 
 _PLAIN = (str, int, float, bool, type(None))
-_LONG = ("publicKey", "public_key")
+_LONG = ("publicKey",)
 _TABLES: dict[str, Callable[[Sequence[Json], bool], str]] = {
     "Endpoint": _endpoints,
     "Host": _hosts,

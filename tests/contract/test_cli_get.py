@@ -31,7 +31,10 @@ def test_get_in_every_output(fleet: Fleet) -> None:
             assert len(whole.splitlines()) == {"endpoints": 4, "hosts": 4, "gnp": 2, "profiles": 2}[kind], whole
         else:
             read = yaml.safe_load if output == "yaml" else json.loads
-            assert read(one) in read(whole)["items"]
+            one, items = read(one), read(whole)["items"]
+            if kind == "hosts":  # when it was last seen changes
+                assert all(each.pop("status") for each in [one, *items])
+            assert one in items
     assert "52:54:00" in found["endpoints", "web1", "wide"][0]
     assert "52:54:00" not in found["endpoints", "web1", "table"][0]
 
@@ -43,6 +46,24 @@ def test_what_get_prints_can_be_applied_again(fleet: Fleet) -> None:
             out = fleet.ok("apply", "-f", "-", text=fleet.ok("get", kind, "-o", output))
             *changes, last = out.splitlines()
             assert changes and all(line.endswith(" unchanged") for line in changes) and last == f"revision {before}"
+
+
+def test_hosts_have_a_status_that_is_not_applied(fleet: Fleet) -> None:
+    fleet.settle()
+    host = json.loads(fleet.ok("get", "hosts", "h1", "-o", "json"))
+    status, before = host["status"], fleet.revision()
+    assert (status["connected"], status["inSync"], status["lagSeconds"], status["held"]) == (True, True, 0, "")
+    assert status["revision"] == before and status["lastSeen"] and {"version", "filter", "endpoints"} <= status.keys()
+    host["status"] = {"revision": 99, "addresses": ["192.0.2.99"]}
+    assert fleet.ok("apply", "-f", "-", text=json.dumps(host)).splitlines() == [
+        "Host h1 unchanged",
+        f"revision {before}",
+    ]
+    host["status"] = "well"
+    code, _, err = fleet.run("apply", "-f", "-", text=json.dumps(host))
+    assert code == 1 and "status" in err and len(err.splitlines()) == 1
+    host["status"], host["spec"]["addresses"] = {}, ["192.0.2.98"]  # the control
+    assert fleet.ok("apply", "-f", "-", text=json.dumps(host)).splitlines()[0] == "Host h1 configured"
 
 
 def test_describe(fleet: Fleet) -> None:

@@ -241,6 +241,7 @@ def test_get_endpoints(dispatcher: Dispatcher, run: Run) -> None:
 
 
 def test_get_resources_as_table_and_as_documents_that_apply_again(dispatcher: Dispatcher, run: Run) -> None:
+    dispatcher.answers["GET", "/v1/hosts"] = (200, {"items": []})
     for kind, text in (("GlobalNetworkPolicy", POLICY), ("Profile", PROFILE), ("Host", HOST)):
         dispatcher.answers["GET", f"/v1/resources/{kind}"] = (200, {"items": [stored(text)]})
         dispatcher.answers["GET", f"/v1/resources/{kind}/x"] = (200, stored(text))
