@@ -277,20 +277,21 @@ class Publisher:
         self._flight.clear()
         self._pending.clear()
 
-    def push(self, revision: int, digest: int, edits: Sequence[Edit]) -> list[bytes] | None:
-        """A commit that concerns this host; the frames to send now, if the window is open."""
+    def push(self, revision: int, digest: int, edits: Sequence[Edit], first: int = 0) -> list[bytes] | None:
+        """A commit that concerns this host; the frames to send now, if the window is open. It may be all from `first`
+        on."""
         if not self.live:
             return None
         if self._waiting is not None or len(self._flight) >= self.window:
-            self._coalesce(revision, digest, edits)
+            self._coalesce(revision, digest, edits, first or revision)
             return None
         previous, self.sent = self.sent, revision
-        self._flight.append((revision, revision))
+        self._flight.append((first or revision, revision))
         pieces = edits[0].pieces if len(edits) == 1 else [piece for edit in edits for piece in edit.pieces]
         return wire.encode_delta(self.epoch, (previous, revision), digest, pieces)
 
-    def _coalesce(self, revision: int, digest: int, edits: Sequence[Edit]) -> None:
-        first = revision if self._waiting is None else self._waiting[0]
+    def _coalesce(self, revision: int, digest: int, edits: Sequence[Edit], first: int) -> None:
+        first = first if self._waiting is None else self._waiting[0]
         self._waiting = (first, revision, digest)
         for edit in edits:
             before = self._pending.get(edit.key, [])

@@ -34,6 +34,7 @@ class Fanout:
         self._common: dict[ObjectKey, _Object] = {}
         self._common_digest = 0
         self._blocks: list[bytes] | None = None
+        self._revision = 0
         self.away: list[str] = []  # whom the last commit concerns, too, and who is not connected here
 
     def add_host(self, name: str) -> None:
@@ -48,6 +49,7 @@ class Fanout:
 
     def publish(self, revision: int, batch: Batch) -> list[tuple[str, Frames | None]]:
         """The connected hosts that a commit concerns; None for those where it waits behind the window."""
+        first, self._revision = min(self._revision + 1, revision), revision  # one may stand for several
         for name in batch.fresh:
             self.add_host(name)
         common: list[Edit] = []
@@ -72,7 +74,7 @@ class Fanout:
             publisher = publishers[host]
             if publisher.live:
                 edits = common if host not in mine else mine[host] + common if common else mine[host]
-                out.append((host, publisher.push(revision, (digests[host] + base) & MASK, edits)))
+                out.append((host, publisher.push(revision, (digests[host] + base) & MASK, edits, first)))
             else:
                 self.away.append(host)
         for name in batch.gone:

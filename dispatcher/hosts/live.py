@@ -36,11 +36,15 @@ class Commits:
         self._commits: OrderedDict[int, _Commit] = OrderedDict()
         self._owed: dict[str, deque[tuple[int, float]]] = {}  # host -> commits that wait for it and their starts
         self._beyond: dict[str, deque[int]] = {}  # host that is not connected here -> commits that concern it
-        self._first: int | None = None  # the first commit that was seen
+        self._first: int | None = None  # the first commit that was seen by itself, and all after it
 
     def add(self, revision: int, begun: float, now: float, hosts: list[str], away: Collection[str] = ()) -> None:
         """A commit was made, and `hosts` were sent it or will be; it concerns those `away`, too."""
-        self._first = revision if self._first is None else self._first
+        last = next(reversed(self._commits), None)
+        if last is None:
+            self._first = revision
+        elif revision > last + 1:  # several at once: what each of them concerned is not known
+            self._first = revision + 1
         for host in away:
             beyond = self._beyond.get(host)
             if beyond is None:
