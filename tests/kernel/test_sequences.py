@@ -124,6 +124,7 @@ def same_as_fresh(life: Life, fresh: Fabric) -> None:
 
 
 @pytest.mark.parametrize("die", [False, True], ids=["lives", "dies on the way"])
+@pytest.mark.timeout(1200 if FULL else 300)
 def test_nothing_passes_on_the_way_and_the_end_is_the_end(fabric: Fabric, fresh: Fabric, die: bool) -> None:
     print(f"SLASH32_SEED={SEED}")
     looks = tempting = 0
@@ -234,6 +235,7 @@ def under_fire(life: Life) -> tuple[int, int]:
         return sender.sent, sender.passed()
 
 
+@pytest.mark.timeout(1200 if FULL else 300)
 def test_a_sender_that_never_stops_gets_nothing_through(fabric: Fabric) -> None:
     print(f"SLASH32_SEED={SEED}")
     total = changes = 0

@@ -25,6 +25,7 @@ SEEDS = 2000 if FULL else 150  # of two worlds each
 SEED = int(os.environ.get("SLASH32_SEED", "0")) or secrets.randbelow(10**9)
 
 
+@pytest.mark.timeout(1200 if FULL else 300)
 def test_the_kernels_do_what_the_model_says() -> None:
     print(f"SLASH32_SEED={SEED}")
     figures = Figures()
