@@ -100,9 +100,9 @@ def memory(pid: int, what: str = "VmRSS") -> int:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(what))
 
 
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("dispatcher", timeout=PATIENCE)
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
+        super().__init__("dispatcher", timeout=patience)
         self.path = path
 
     def connect(self) -> None:
@@ -153,7 +153,7 @@ class Dispatcher:
             self.process.wait()
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        connection = _Unix(self.folder / "api")
+        connection = UnixConnection(self.folder / "api")
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             answer = connection.getresponse()

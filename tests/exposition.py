@@ -1,6 +1,8 @@
-# Owns: reading what a daemon exports, by Prometheus's own parser, and holding it against what it declares. Pure.
+# Owns: reading what a daemon exports, by Prometheus's own parser, and holding it against what it declares; and asking a
+# daemon of this machine for it.
 from __future__ import annotations
 
+import http.client
 import re
 from collections.abc import Iterable, Mapping
 
@@ -55,6 +57,23 @@ def faults(text: str, declared: Iterable[Family]) -> list[str]:
     for family in families.values():
         found += _unconventional(family)
     return sorted(found)
+
+
+def asked(port: int, path: str) -> tuple[int, str]:
+    """Status and text."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def measured_at(port: int, declared: Iterable[Family]) -> Samples:
+    status, text = asked(port, "/metrics")
+    assert status == 200 and faults(text, declared) == []
+    return parsed(text)
 
 
 def _unconventional(family: Family) -> Iterable[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.served import UnixConnection, free_port, memory
 from hostd.session.feed import Asked, ClaimAnswer, Connected, Disconnected, Feed, FeedConfig, FeedEvent, Place
 from slash32.keys import KeyPair, load_or_create_key
 from slash32.model import Endpoint, EndpointKey
@@ -25,23 +25,6 @@ from slash32.wire import Failure
 REPO = Path(__file__).resolve().parents[2]
 WEB, DB = 'role == "web"', 'role == "db"'
 PATIENCE = 20.0  # seconds until a condition that should hold is given up
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("dispatcher", timeout=PATIENCE)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
 
 
 class Dispatcher:
@@ -90,7 +73,7 @@ class Dispatcher:
         return self.process.wait(10)
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        connection = _Unix(self.socket)
+        connection = UnixConnection(self.socket, PATIENCE)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             answer = connection.getresponse()
@@ -273,8 +256,7 @@ class Rack:
 
 
 def memory_kib(pid: int) -> int:
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+    return memory(pid) >> 10
 
 
 def alive(pid: int) -> bool:

@@ -1,7 +1,6 @@
 # A real dispatcher with real hosts, asked over HTTP how it is and what it did; and its log, taken apart.
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from dispatcher_rig import Rack, free_port, guest, policy, until
 
 from dispatcher import metrics
-from tests.exposition import Samples, faults, parsed, value
+from tests.exposition import Samples, asked, measured_at, value
 
 
 class Measured:
@@ -21,18 +20,10 @@ class Measured:
         config.write_text(config.read_text() + more)
 
     def ask(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+        return asked(self.port, path)
 
     def look(self) -> Samples:
-        status, text = self.ask("/metrics")
-        assert status == 200 and faults(text, metrics.FAMILIES) == []
-        return parsed(text)
+        return measured_at(self.port, metrics.FAMILIES)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / room) for room in ("contract", "kernel") if str(TESTS / room) not in sys.path]
 
 from dispatcher_rig import Rack  # noqa: E402
+from netns import Namespace  # noqa: E402
 
 
 @pytest.fixture
@@ -20,6 +21,17 @@ def rack(tmp_path: Path) -> Iterator[Rack]:
     rack = Rack(tmp_path)
     yield rack
     rack.end()
+
+
+@pytest.fixture
+def here() -> Iterator[Namespace]:
+    """The test runs inside it."""
+    namespace = Namespace()
+    try:
+        with namespace.entered():
+            yield namespace
+    finally:
+        namespace.close()
 
 
 @pytest.fixture

@@ -216,14 +216,6 @@ def test_a_backup_on_an_empty_store(rack: Rack) -> None:
 
 
 @pytest.fixture
-def here() -> Iterator[Namespace]:
-    namespace = Namespace()
-    with namespace.entered():
-        yield namespace
-    namespace.close()
-
-
-@pytest.fixture
 def real(here: Namespace, tmp_path: Path) -> Iterator[RealHost]:
     folder = tmp_path / "h1"
     folder.mkdir()

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dispatcher_rig import FakeHost, Rack, _Unix, guest, policy
+from dispatcher_rig import PATIENCE, FakeHost, Rack, guest, policy
 from small_disk import OnSmallDisk, SmallDisk
 from under_load import WEB, left_behind
 
+from bench.served import UnixConnection
 from slash32.pack import Kind
 from slash32.sync import Held
 
@@ -158,7 +159,7 @@ def test_a_full_disk_is_well_by_itself_and_not_before(small: Rack, disk: SmallDi
 
 def _failures(rack: Rack) -> int:
     """Proposals that the store did not take, as it counts them."""
-    connection = _Unix(rack.dispatcher.socket)
+    connection = UnixConnection(rack.dispatcher.socket, PATIENCE)
     try:
         connection.request("GET", "/metrics")
         lines = connection.getresponse().read().decode().splitlines()

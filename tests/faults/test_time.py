@@ -81,14 +81,6 @@ def odd(tmp_path: Path, clock: Clock) -> Iterator[Rack]:
 
 
 @pytest.fixture
-def here() -> Iterator[Namespace]:
-    namespace = Namespace()
-    with namespace.entered():
-        yield namespace
-    namespace.close()
-
-
-@pytest.fixture
 def real(here: Namespace, tmp_path: Path, clock: Clock) -> Iterator[OddHost]:
     folder = tmp_path / "h1"
     folder.mkdir()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import filters
 import pytest
 from netns import Namespace
+from nft_rig import Rig
 from nft_samples import GUARD
 
 from hostd.dataplane.nft import NftTable
@@ -45,6 +46,14 @@ def table(netns: Namespace) -> Iterator[NftTable]:
     """Of nf_tables, with nothing but the skeleton."""
     made = NftTable(GUARD)
     made.load()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
+    """A host and the others, with nf_tables."""
+    made = Rig(peer)
     yield made
     made.close()
 

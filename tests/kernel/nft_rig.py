@@ -161,6 +161,13 @@ class Rig:
         return [f for f in sender.heard() if f[6:12] == sender.host_mac]
 
 
+def ask(rig: Rig, chain: str, *rules: Rule) -> None:
+    """From here on the chain of host endpoints asks these."""
+    change = rig.table.transaction()
+    change.put_chain(chain, rules, 0)
+    change.commit()
+
+
 def _sysctl(path: str, value: str) -> None:
     with open(f"/proc/sys/net/{path}", "w") as file:
         file.write(value)

@@ -15,7 +15,7 @@ import pytest
 from netns import Namespace
 
 from hostd.reporting import metrics
-from tests.exposition import Samples, faults, parsed, value
+from tests.exposition import Samples, asked, measured_at, value
 
 REPO = Path(__file__).resolve().parents[2]
 PORT = 9533  # in a namespace of its own
@@ -45,18 +45,10 @@ class Hostd:
             self.process.wait(20)
 
     def ask(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+        return asked(PORT, path)
 
     def metrics(self) -> Samples:
-        status, text = self.ask("/metrics")
-        assert status == 200 and faults(text, metrics.FAMILIES) == []
-        return parsed(text)
+        return measured_at(PORT, metrics.FAMILIES)
 
     def lines(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterator
 
 import filters
 import pytest
@@ -22,13 +21,6 @@ RST, FIN, URG_PSH_FIN = 0x04, 0x01, 0x29
 UNREACHABLE = {4: (3, 3), 6: (1, 4)}
 TOO_BIG = {4: (3, 4), 6: (2, 0)}
 pytestmark = pytest.mark.usefixtures("packet_filter")
-
-
-@pytest.fixture
-def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
-    made = Rig(peer)
-    yield made
-    made.close()
 
 
 def forged(thief: Port, victim: Port, target: Port, version: int = 4) -> Frame:

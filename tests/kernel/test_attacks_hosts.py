@@ -10,7 +10,7 @@ from filters import let_pass, open_up
 from frames import ACK, SYN, SYN_ACK, Frame, solicitation
 from hostile import DESTINATION, FRAGMENT, HOP_BY_HOP, extended, fragments
 from netns import Namespace, eventually, run
-from nft_rig import HOST4, HOST6, OPEN, Rig, receives
+from nft_rig import HOST4, HOST6, OPEN, Rig, ask, receives
 
 from hostd.compiler.ruleset import (
     GUEST_EGRESS,
@@ -41,12 +41,6 @@ def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
     made = Rig(peer, Guard(dispatcher_port=7332))
     yield made
     made.close()
-
-
-def ask(rig: Rig, chain: str, *rules: Rule) -> None:
-    change = rig.table.transaction()
-    change.put_chain(chain, rules, 0)
-    change.commit()
 
 
 def welcome(rig: Rig) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from frames import BROADCAST, SYN, Frame, solicitation
 from netns import Namespace, run
-from nft_rig import HOST4, HOST6, OPEN, SILENT, Port, Rig, receives
+from nft_rig import HOST4, HOST6, OPEN, SILENT, Port, Rig, ask, receives
 
 from hostd.compiler.ruleset import (
     GUEST_EGRESS,
@@ -38,12 +38,6 @@ def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
     made = Rig(peer, Guard(dispatcher_port=7332))
     yield made
     made.close()
-
-
-def ask(rig: Rig, chain: str, *rules: Rule) -> None:
-    change = rig.table.transaction()
-    change.put_chain(chain, rules, 0)
-    change.commit()
 
 
 def ask_nobody(rig: Rig) -> None:

@@ -20,13 +20,6 @@ ACCEPT, DROP = Rule((), Verdict.ACCEPT), Rule((), Verdict.DROP)
 
 
 @pytest.fixture
-def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
-    made = Rig(peer)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def listener(rig: Rig) -> Iterator[LogListener]:
     made = LogListener()
     made.bind()

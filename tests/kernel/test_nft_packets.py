@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import filters
 import pytest
@@ -16,13 +15,6 @@ from hostd.compiler.ruleset import Guard
 
 LINK_LOCAL = "fe80::5054:ff:fe00:1"
 pytestmark = pytest.mark.usefixtures("packet_filter")
-
-
-@pytest.fixture
-def rig(netns: Namespace, peer: Namespace) -> Iterator[Rig]:
-    made = Rig(peer)
-    yield made
-    made.close()
 
 
 def handshake(rig: Rig, sender: Port, receiver: Port, ports: tuple[int, int] = (40000, 80)) -> bool:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dispatcher_rig import REPO, Dispatcher, FakeHost, turn
-from dispatcher_rig import _Unix as Unix
 from etcd_rig import Etcd, Relay
 
+from bench.served import UnixConnection
 from hostd.session.feed import Applied, FeedEvent, Held, Place
 
 PATIENCE = 40.0  # seconds until a condition that should hold is given up
@@ -101,7 +101,7 @@ class One(Dispatcher):
         return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
     def text_of(self, path: str) -> str:
-        connection = Unix(self.socket)
+        connection = UnixConnection(self.socket, PATIENCE)
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
