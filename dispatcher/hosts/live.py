@@ -88,7 +88,7 @@ class Commits:
         if settled >= revision:
             return False
         beyond, owed = self._beyond.get(host, ()), self._owed.get(host, ())
-        if self._first is None or settled < self._first - 1 or KEPT in (len(beyond), len(owed)):
+        if not settled or self._first is None or settled < self._first - 1 or KEPT in (len(beyond), len(owed)):
             return True  # nobody here knows
         return any(settled < each <= revision for each in (*beyond, *(each for each, _ in owed)))
 

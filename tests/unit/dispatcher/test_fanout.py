@@ -160,3 +160,14 @@ def test_a_host_that_is_elsewhere_counts_where_it_is_concerned() -> None:
     assert commits.concerned("gone", 6, 7) and len(commits._beyond["gone"]) == KEPT
     commits.forget("gone")
     assert not commits.concerned("gone", 6, 7)
+
+
+def test_nothing_is_known_of_a_host_that_has_just_come() -> None:
+    commits = Commits()
+    commits.add(1, 10.0, 10.0, [], ["h1"])
+    commits.add(2, 10.0, 10.0, [], ["h2"])
+    commits.elsewhere("h1", 1, 10.0, True)
+    assert not commits.concerned("h1", 1, 2), "the control"
+    assert commits.concerned("h1", 0, 1) and commits.concerned("h1", 0, 2), "it came anew: it may have lost all"
+    commits.add(5, 11.0, 11.0, [], ["h2"])  # too much was missed: it stands for 3 to 5
+    assert commits.concerned("h1", 2, 3) and commits.concerned("h2", 2, 4) and not commits.concerned("h1", 5, 5)
