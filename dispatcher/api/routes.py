@@ -144,6 +144,7 @@ class Routes:
         if len(documents) > MAX_DOCUMENTS:
             raise Refused(400, f"{len(documents)} documents; at most {MAX_DOCUMENTS} at once")
         if dry_run:
+            _seconds(request.query.get("wait", "0"))  # refused as ever, though nothing is waited for
             return await self._do(request, lambda core: operators.apply(core, documents, True))
         return await self._do_and_wait(request, lambda core: operators.apply(core, documents, False))
 

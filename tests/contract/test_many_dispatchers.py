@@ -17,6 +17,7 @@ from dispatcher_rig import REPO, Dispatcher, FakeHost, Rack, document, guest, po
 from played_dispatcher import Played, Stage, up_to_date
 
 from hostd.session.dealer import SEVERAL
+from dispatcher.store.witness import note_path
 from hostd.session.feed import HELLO_AGAIN, SILENCE, Disconnected, Missed, Place
 from slash32 import wire
 from slash32.keys import load_next, load_or_create_key, next_file
@@ -361,6 +362,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[Rack, Dispatcher, Dispatcher]]:
     (tmp_path / "b").mkdir()
     second = Dispatcher(tmp_path / "b")
     shutil.copy(rack.dispatcher.database, second.database)
+    shutil.copy(note_path(rack.dispatcher.socket), note_path(second.socket))  # or it is another epoch
     rack.dispatcher.start()
     second.start()
     h1.places = tuple(Place(f"tcp://127.0.0.1:{d.port}", d.public_key) for d in (rack.dispatcher, second))

@@ -296,6 +296,30 @@ def test_the_whole_of_an_address_family_is_a_member(table: IptablesFilter) -> No
     assert table.read().members["net4-all"] == {parse_prefix("10.0.0.0/8")}
 
 
+@pytest.mark.parametrize("way", ["there", "back"])
+@pytest.mark.parametrize(("version", "half", "whole"), [(4, "128.0.0.0/1", "0.0.0.0/0"), (6, "::/1", "::/0")])
+def test_from_half_of_an_address_family_to_all_of_it(
+    table: IptablesFilter, version: int, half: str, whole: str, way: str
+) -> None:
+    """To ipset the whole is two halves: what comes is not taken away with what goes."""
+    kind = SetKind.NET4 if version == 4 else SetKind.NET6
+    first, then = (half, whole) if way == "there" else (whole, half)
+    for order in ((True, False), (False, True)):
+        name = f"net{version}-{order[0]}"
+        change = table.transaction()
+        change.add_set(name, SetSpec(kind, 256), 0)
+        change.add_members(name, kind, [parse_prefix(first)], 0)
+        change.commit()
+        change = table.transaction()
+        for add in order:
+            if add:
+                change.add_members(name, kind, [parse_prefix(then)], 0)
+            else:
+                change.delete_members(name, kind, [parse_prefix(first)], 0)
+        change.commit()
+        assert table.read().members[name] == {parse_prefix(then)}
+
+
 def test_a_hundred_thousand_members(table: IptablesFilter) -> None:
     members = {(0x0A000000 + 3 * n).to_bytes(4, "big") for n in range(100_000)}
     for name, kind, some in (

@@ -347,7 +347,7 @@ def _refusal(status: int, answer: Any) -> Failure:
     for word, kind, meaning in _MEANINGS:
         if word in text:
             return kind(meaning)
-    if "connection closed" in text or "SubConns" in text:
+    if any(word in text for word in ("connection closed", "SubConns", "client preface", "server preface")):
         return Failure(f"{_line(text)}; if that lasts: {_ONE_SIDED}", done=True)
     return Failure(_line(text), done="no leader" not in text)  # which is said before anything is tried
 

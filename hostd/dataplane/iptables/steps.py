@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from slash32.net import Prefix
@@ -15,7 +15,7 @@ from ..netlink import Refusal
 from ..nft.transaction import TransactionRefused
 from . import about, classes, restore, sets
 from .batch import Batch, Change, Grant
-from .ipset import Member, Pair
+from .ipset import Member, Pair, halves
 from .known import Known
 from .lines import ACCEPT, DROP, Line, goto, is_plain, named
 from .names import BEHIND, is_outward, kernel_set
@@ -155,7 +155,24 @@ def _net(changes: Sequence[Change]) -> list[Change]:
     for key, change in last.items():
         if not (change.add and key in removed):
             found.setdefault(id(change), (change, []))[1].append(key[1])
-    return [change._replace(members=members) for change, members in found.values()]
+    return _in_parts([change._replace(members=members) for change, members in found.values()])
+
+
+def _in_parts(changes: list[Change]) -> list[Change]:
+    """To ipset a /0 is two members: one of them that is, or comes to be, a member by itself is not taken away."""
+    if all(isinstance(member, bytes) or member.length for change in changes for member in change.members):
+        return changes
+    found = [change._replace(members=tuple(_parts(change.members))) for change in changes]
+    kept = {(change.name, part) for change in found if change.add for part in change.members}
+    return [
+        change if change.add else change._replace(members=[m for m in change.members if (change.name, m) not in kept])
+        for change in found
+    ]
+
+
+def _parts(members: Iterable[Member]) -> Iterator[Member]:
+    for member in members:
+        yield from halves(member) if isinstance(member, Prefix) else (member,)
 
 
 def _task(change: Change) -> list[Task]:
