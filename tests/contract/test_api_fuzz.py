@@ -66,10 +66,8 @@ def narrowed(mode: GenerationMode) -> Json:
     for kind in resources.KINDS:
         few(schemas[kind]["properties"]["metadata"])
         few(schemas[kind]["properties"]["spec"])
-    for name in ("peer", "labels", "NewHost", "Adopt", "Question"):
+    for name in ("peer", "labels", "NewHost", "Adopt", "Question", "Given"):
         few(schemas[name])
-    if mode is GenerationMode.POSITIVE:  # any epoch is one
-        few(mine)
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation["parameters"]:
@@ -78,6 +76,8 @@ def narrowed(mode: GenerationMode) -> Json:
                 if name in most and mode is GenerationMode.POSITIVE:
                     parameter["schema"] = {**parameter["schema"], "maximum": most[name]}
             few(operation.get("requestBody", {}))
+    if mode is GenerationMode.NEGATIVE:  # any word is an epoch
+        mine["properties"]["epoch"] = schemas["Backup"]["properties"]["epoch"]
     return document
 
 

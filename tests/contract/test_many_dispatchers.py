@@ -16,8 +16,8 @@ import pytest
 from dispatcher_rig import REPO, Dispatcher, FakeHost, Rack, document, guest, policy
 from played_dispatcher import Played, Stage, up_to_date
 
-from hostd.session.dealer import SEVERAL
 from dispatcher.store.witness import note_path
+from hostd.session.dealer import SEVERAL
 from hostd.session.feed import HELLO_AGAIN, SILENCE, Disconnected, Missed, Place
 from slash32 import wire
 from slash32.keys import load_next, load_or_create_key, next_file
