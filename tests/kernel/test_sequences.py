@@ -28,7 +28,7 @@ from slash32.verdict import World
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 SEED = int(os.environ.get("SLASH32_SEED", "0")) or secrets.randbelow(10**9)
-LIVES = {NFTABLES: 400 if FULL else 10, IPTABLES: 200 if FULL else 6}
+LIVES = {NFTABLES: 200 if FULL else 10, IPTABLES: 200 if FULL else 6}
 STEPS = 4  # of a life
 SENT = 150 if FULL else 6  # changes under the sender's eyes
 
