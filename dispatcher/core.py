@@ -6,25 +6,26 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from slash32 import wire
 from slash32.errors import quoted
 from slash32.journal import fields
-from slash32.model import Endpoint, EndpointKey, Host
+from slash32.model import Endpoint, EndpointKey
 from slash32.pack import pack_endpoint
 from slash32.sync import NO_SESSION
 from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
 
 from .decisions.claims import Claims
+from .decisions.hellos import Hellos
 from .decisions.inputs import Command, Said
 from .decisions.ledger import DISPATCHER, Ledger
 from .decisions.turns import Turns
 from .hosts.fanout import Fanout, Frames
 from .hosts.live import Commits
 from .hosts.questions import SECONDS, Inquiry, Questions
+from .hosts.session import Left, Session
 from .metrics import Counts
 from .replicas.company import Company
 from .store.commits import ANY, Commit, Holding, Store, Table
@@ -37,33 +38,6 @@ MAX_WORDS = 100  # lines about one host between two sweeps
 Out = tuple[bytes, Frames]  # routing id, frames
 
 
-@dataclass(slots=True)
-class Session:
-    """One connection of a host that said Hello. The routing id is random and known to nobody else."""
-
-    host: str
-    key: str  # it was authenticated with
-    identity: bytes
-    hello: Hello
-    heard: float
-    begun: float = 0.0  # when it said Hello
-    reported: bool = False  # its claims are known: what it needs is certain, so its Hello can be answered
-    behind: bool = False  # the host knows more than we do: we look what others have committed
-    asked: int = 0  # inputs of its that wait to be decided,
-    asked_bytes: int = 0  # and their bytes
-    answers: list[Frames] = field(default_factory=list)
-    answers_bytes: int = 0
-    failures: tuple[Failure, ...] = ()
-    fenced: bool = False  # what it claims is refused
-
-
-class Left(NamedTuple):
-    """Of a host that is not connected."""
-
-    settled: int  # the revision that its kernel had
-    seen: float  # monotonic seconds
-
-
 class Core:
     def __init__(self, store: Store, clock: Callable[[], float], wall: Callable[[], float], name: str = "") -> None:
         """Raises StoreError. `clock` is monotonic, in seconds; `wall` is Unix time, for people; `name` is ours."""
@@ -74,6 +48,7 @@ class Core:
         self.counts = Counts()
         self.company = Company(self)
         self.claims = Claims(self.ledger, self._refused)
+        self.hellos = Hellos(self.ledger, self._warn)
         self.turns = Turns(store, self.ledger, clock, self._publish)
         self.fanout = Fanout()
         self.commits = Commits(self.counts.live_seconds.observe)
@@ -87,8 +62,6 @@ class Core:
         self.on_commit: list[Callable[[Commit], None]] = []  # told of every commit, whoever made it
         self._said: Counter[str] = Counter()  # lines written about each host since the last sweep
         self._out: list[Out] = []
-        self._began = self.ledger.revision
-        self._followed: set[str] = set()  # hosts that took our content since then
         self._opening: dict[str, bool] = {}  # hosts to be answered; True: an operator lets them adopt our content
         self._resume: set[str] = set()
         self._asking: set[str] = set()  # hosts for whose Hello it was asked what others have committed
@@ -260,45 +233,7 @@ class Core:
         if self.ledger.keys.get(session.key) != host.name:
             self.drop(host.name, "its key was not registered", "this host's key is not registered")
             return
-        self._new_key(host, session.key)
-        self._next_hops(host, hello)
-        self._look_ahead(session.host, hello)
-
-    def _new_key(self, host: Host, key: str) -> None:
-        """It uses the key that it was to use next."""
-        state = self.ledger.host(host.name)
-        if key and key == state.next_key:
-            self.ledger.set_host(host.name, state._replace(next_key=""))
-            self.ledger.put(replace(host, public_key=key))
-            self.ledger.note(self.wall(), f"Host {host.name}", "rotated")
-            log.info("host %s: uses its new key", host.name, extra=fields(host=host.name))
-
-    def _next_hops(self, host: Host, hello: Hello) -> None:
-        state = self.ledger.host(host.name)
-        if host.addresses or hello.addresses == state.addresses:
-            return
-        refusal = self.registry.refuses_next_hops(host.name, hello.addresses)
-        if refusal is not None:
-            self._warn(host.name, "%s", refusal)
-            return
-        self.ledger.set_host(host.name, state._replace(addresses=hello.addresses))
-
-    def _look_ahead(self, name: str, hello: Hello) -> None:
-        """A host beyond our revision: this database is an old copy. That host keeps what it has until `adopt`.
-
-        What we have committed ourselves since we began nobody has who did not follow us: it is another commit.
-        """
-        state = self.ledger.host(name)
-        seen = state.ahead
-        known = self.revision if self.store.shared or name in self._followed else self._began
-        if hello.epoch == self.epoch and hello.revision > known:
-            seen = hello.revision
-            self._warn(name, "is at revision %d, this database at %d: it is an old copy; `slash32 adopt` if wanted",
-                       hello.revision, known)  # fmt: skip
-        elif seen is not None and (hello.epoch != self.epoch or hello.revision < seen):
-            seen = None
-        if seen != state.ahead:
-            self.ledger.set_host(name, state._replace(ahead=seen))
+        self.hellos.decide(host.name, session.key, hello, self.wall(), self.store.shared)
 
     def _refused(self, host: str, key: EndpointKey, message: str) -> None:
         self._warn(host, "claim of %s refused: %s", key, message)
@@ -450,7 +385,7 @@ class Core:
         self.company.moved = True
         held = self._why_held(session)
         if not held:
-            self._followed.add(host)
+            self.hellos.followed.add(host)
         else:
             what = "host %s: keeps its own state: %s; `slash32 adopt` gives it ours"
             log.error(what, host, held, extra=fields(host=host))

@@ -13,7 +13,8 @@ from ..store.commits import Failed
 from .ledger import of_host
 
 if TYPE_CHECKING:
-    from ..core import Core, Session
+    from ..core import Core
+    from ..hosts.session import Session
 
 
 log = logging.getLogger("slash32.dispatcher")

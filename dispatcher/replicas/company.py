@@ -18,7 +18,8 @@ from . import rolls
 from .rolls import Adopt, Answer, Peers, Presence, Question, Roll
 
 if TYPE_CHECKING:
-    from ..core import Core, Session
+    from ..core import Core
+    from ..hosts.session import Session
 
 log = logging.getLogger("slash32.dispatcher")
 
