@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sqlite3
 import time
@@ -87,7 +88,7 @@ class Disk:
                 db.executemany("insert into meta values (?, ?)", list(meta.items()))
             finally:
                 db.close()
-            fresh.rename(self.path)
+            _named(fresh, self.path)
         finally:
             fresh.unlink(missing_ok=True)
 
@@ -290,7 +291,7 @@ class Disk:
             disk._db.execute("pragma wal_checkpoint(truncate)")
         finally:
             disk.close()
-        part.rename(path)
+        _named(part, path)
 
     def moved_to(self, where: str) -> None:
         """It is not opened again: who would, would begin with what was true once. Raises StoreError."""
@@ -322,3 +323,17 @@ def _may_have_landed(cause: BaseException | None) -> bool:
 
 def _line(e: Exception) -> str:
     return " ".join(f"{type(e).__name__}: {e}".split())[:200]
+
+
+def _named(made: Path, path: Path) -> None:
+    """From now on, and after a power cut, it has this name. Raises StoreError where another was first, OSError."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        raise StoreError(f"{path}: another process has just made it: look which dispatcher runs") from None
+    made.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

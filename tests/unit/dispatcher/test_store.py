@@ -10,6 +10,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from dispatcher.store import disk
 from dispatcher.store.commits import (
     ANY,
     Commit,
@@ -334,3 +335,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "cannot be used" in line(tmp_path / "locked" / "d.db")
+
+
+def test_two_first_starts_at_once_make_one_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, token = tmp_path / "s.db", disk.secrets.token_hex
+
+    def another_first(count: int) -> str:
+        monkeypatch.setattr(disk.secrets, "token_hex", token)
+        Disk(path, "an-epoch").close()
+        return token(count)
+
+    monkeypatch.setattr(disk.secrets, "token_hex", another_first)
+    with pytest.raises(StoreError, match="another process has just made it"):
+        Disk(path, "another-epoch")
+    store = Disk(path, "a-third")
+    assert store.load().epoch == "an-epoch"
+    store.close()
+    assert {each.name for each in tmp_path.iterdir()} <= {"s.db", "s.db-wal", "s.db-shm"}
