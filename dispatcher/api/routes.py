@@ -30,10 +30,11 @@ from ..operators import resources as operators
 from ..store import backups
 from ..store.commits import AUDIT_KEPT, Saved
 from .bodies import MOST_OF_A_BACKUP, flag, read_fields, read_json, whole
-from .events import STALL, Events
+from .events import Events
 from .gate import gate_of
 from .looks import Look
 from .openapi import DOCUMENT
+from .pouring import given, poured
 
 MAX_DOCUMENTS = 10_000
 MAX_WAIT = 600.0  # seconds
@@ -130,7 +131,7 @@ class Routes:
         shared = Look(look)
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return web.Response(body=await shared.ask(), content_type="application/json", charset="utf-8")
+            return await given(request, await shared.ask())
 
         return handle
 
@@ -229,15 +230,7 @@ class Routes:
     async def _backup(self, request: web.Request) -> web.StreamResponse:
         saved: Saved = await self._look(_image)
         made = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
-        await response.prepare(request)
-        for piece in backups.written(saved, made):
-            try:
-                await asyncio.wait_for(response.write(piece.encode()), STALL)
-            except TimeoutError:
-                raise ConnectionResetError("the client takes nothing") from None
-            await asyncio.sleep(0)  # others have their turn
-        return response
+        return await poured(request, (piece.encode() for piece in backups.written(saved, made)))
 
     async def _restore(self, request: web.Request) -> web.StreamResponse:
         replace = flag(request, "replace")
