@@ -72,6 +72,7 @@ def test_it_is_done_also_where_the_dispatcher_ends_meanwhile(two: Rack) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(two.dispatcher.call, "POST", "/v1/apply?wait=60", body(82))
         two.until(lambda: two.dispatcher.get("/v1/status")["revision"] > before)
+        two.until(lambda: two.dispatcher.get(f"/v1/revisions/{before + 1}")["pending"] == ["h2"])
         assert not future.done()
         two.dispatcher.stop()
         status, said = future.result(10)
