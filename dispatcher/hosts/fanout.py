@@ -68,7 +68,7 @@ class Fanout:
         for key in [c.key for c in batch.changes if isinstance(c, Delete)]:
             self._tidy(key)
         out: list[tuple[str, Frames | None]] = []
-        self.away = []
+        self.away = [name for name in batch.fresh if name not in mine and not common]  # a new host has nothing yet
         publishers, digests, base = self.publishers, self._digests, self._common_digest
         for host in publishers if common else mine:
             publisher = publishers[host]

@@ -468,7 +468,7 @@ def play(examples: int, shrink: bool = True) -> None:
         Agreement,
         settings=settings(
             max_examples=examples, stateful_step_count=50, deadline=None, phases=phases, database=None,
-            suppress_health_check=list(HealthCheck), derandomize=not shrink,
+            suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
 

@@ -85,6 +85,7 @@ SEEDS: dict[str, tuple[type, str, Any]] = {
 }
 
 
+TRIES = 5  # some need a rare order of things
 SLOW = (
     "what was received is in the kernel",
     "what is not needed any more is sent",
@@ -97,5 +98,9 @@ SLOW = (
 def test_it_finds(seed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, what, instead = SEEDS[seed]
     monkeypatch.setattr(where, what, instead)
-    with pytest.raises((AssertionError, KeyError, InvalidStateError)):
-        play(3000, shrink=False)
+    for _ in range(TRIES):
+        try:
+            play(3000, shrink=False)
+        except (AssertionError, KeyError, InvalidStateError):
+            return
+    pytest.fail("not found")

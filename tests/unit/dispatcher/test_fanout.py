@@ -117,6 +117,15 @@ def test_a_host_that_is_away_costs_nothing() -> None:
     assert len(rig.replicas["h2"].objects(Kind.ROUTE)) == 100
 
 
+def test_a_host_that_is_made_anew_is_concerned() -> None:
+    """It may be connected elsewhere, from before it was deleted."""
+    rig = Rig("h1")
+    rig.fanout.publish(1, Batch([], [], [], fresh=["h2"]))
+    assert rig.fanout.away == ["h2"]
+    rig.fanout.publish(2, Batch([route(1)], [], [], fresh=["h3"]))
+    assert rig.fanout.away == ["h2", "h3"]
+
+
 def test_a_removed_host_is_forgotten() -> None:
     rig = Rig("h1", "h2")
     rig.publish(Put(*SET, AddressSet({address(1)})), gained="h1 h2")
