@@ -114,14 +114,14 @@ def test_at_no_step_passes_what_neither_side_lets_pass(
     probe, chance = Probe(rig), random.Random(5)
     old: Wanted = ((), dict.fromkeys(SETS, frozenset()))
     before, gates, looks = probe.passing(), 0, 0
-    closed = steps._closed_gate
+    closed = steps._closing
 
     def counted(version: int) -> steps.Edits:
         nonlocal gates
         gates += version == 4
         return closed(version)
 
-    monkeypatch.setattr(steps, "_closed_gate", counted)
+    monkeypatch.setattr(steps, "_closing", counted)
     for _ in range(25):
         new = some(chance)
         if not rules_change and old[0]:
@@ -176,3 +176,43 @@ def test_without_the_order_it_would(rig: Rig, monkeypatch: pytest.MonkeyPatch) -
         leaks += sum(not passing <= before | after for passing in probe.seen)
         old, before = new, after
     assert leaks
+
+
+def test_the_gate_of_one_that_ended_on_the_way_stays_closed_until_all_was_compared(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members have gone from a set, the rule that asks it is still the old one: half of a change lets them pass."""
+    begin(rig)
+    probe = Probe(rig)
+    again = Rule((InSet(Side.SRC, "addr4-a", SetKind.ADDR4),), Verdict.ACCEPT)
+    banned = Rule((InSet(Side.SRC, "addr4-a", SetKind.ADDR4),), Verdict.DROP)
+    welcome = Rule((InSet(Side.SRC, "addr4-b", SetKind.ADDR4),), Verdict.ACCEPT)
+    bans: Wanted = ((banned, welcome), {"addr4-a": frozenset(WHO), "addr4-b": frozenset(WHO), "addr4-c": frozenset()})
+    none: Wanted = ((), dict.fromkeys(SETS, frozenset()))
+    change_to(rig, none, bans)
+    assert not probe.passing()
+
+    def ends(*_: object) -> None:
+        raise OSError("hostd was killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_edits", ends)
+        with pytest.raises(OSError, match="killed"):
+            change_to(rig, bans, ((again,), none[1] | {"addr4-b": frozenset(WHO)}))
+    rig.table.close()
+    rig.table = filters.make()
+    rig.table.load()
+    assert not probe.passing(), "the guard stands, and the gate is as it was found"
+    small = rig.table.transaction()
+    small.add_members("addr4-c", SetKind.ADDR4, [parse_address("10.66.1.1")], 0)
+    small.put_chain("to-other", [], 0)
+    small.commit()
+    assert not probe.passing(), "a change of something else says nothing of what was left half done"
+    strays = rig.table.read().strays
+    assert rig.table.stands()
+    whole = rig.table.transaction()
+    whole.put_chain("to-b", [welcome], 0)
+    whole.sweep(strays, 0)
+    whole.commit()
+    assert probe.passing() == set(WHO), "who has compared everything opens it"
+    assert not rig.table.read().strays

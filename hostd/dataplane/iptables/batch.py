@@ -55,6 +55,7 @@ class Batch:
     exempt: dict[str, bool] = field(default_factory=dict)  # by tap
     expel: list[Grant] = field(default_factory=list)
     admit: list[Grant] = field(default_factory=list)
+    completes: bool = False  # what one that ended on the way has left: its gate may open
 
     @property
     def touches_tables(self) -> bool:

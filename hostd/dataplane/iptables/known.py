@@ -14,11 +14,13 @@ from .ipset import Header
 from .lines import MARK
 from .names import BEHIND, CONSTANT, abstract_set, is_policy_chain
 from .skeleton import (
+    CLOSED,
     EXEMPT_FROM,
     EXEMPT_IN,
     EXEMPT_TO,
     FILLED,
     FROM,
+    GATE,
     MANGLE,
     POLICY_TABLES,
     RAW,
@@ -45,6 +47,7 @@ class Known:
     sets: dict[str, SetSpec] = field(default_factory=dict)
 
     gated: bool = False  # a change that failed left its gate closed
+    half: bool = False  # and only who has compared all with what is desired may open it
     asks_host: set[str] = field(default_factory=set)  # of HOST_CHAINS, those that hold something
 
     def note(self, tap: str, name: str, source: Prefix, owner: str) -> None:
@@ -75,6 +78,15 @@ def note(entry: Entry) -> str:
 
 def notes(table: Table, chain: str) -> tuple[str, ...]:
     return tuple(map(note, table.chains.get(chain, ())))
+
+
+def is_gated(tables: Tables) -> bool:
+    return any(tables[version, name].chains.get(GATE) for version, name in tables if name in POLICY_TABLES)
+
+
+def is_closed(table: Table, chain: str) -> bool:
+    """The gate, by us."""
+    return chain == GATE and notes(table, chain) == (CLOSED.fingerprint,)
 
 
 def policies(tables: Tables) -> set[str]:

@@ -39,7 +39,8 @@ ONTO = "s32-onto"  # where a policy's `accept` leads in security, of what leaves
 AWAY = "s32-away"  # and in mangle, of what comes in
 FROM, TO = "s32-class-from", "s32-class-to"  # roots of the dispatch by class, filled with the classes
 BRIDGES = "s32-bridges"  # filled with the names of this host's bridges
-GATE = "s32-gate"  # empty; a DROP for as long as a change is in several steps
+GATE = "s32-gate"  # empty; CLOSED for as long as a change is in several steps
+CLOSED = Line((), DROP, "while policies change")
 EXEMPT_IN, EXEMPT_FROM, EXEMPT_TO = "s32-exempt-in", "s32-exempt-from", "s32-exempt-to"  # filled with names of taps
 
 FILLED = {

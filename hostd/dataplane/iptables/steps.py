@@ -17,13 +17,14 @@ from . import about, classes, restore, sets
 from .batch import Batch, Change, Grant
 from .ipset import Member, Pair, halves
 from .known import Known
-from .lines import ACCEPT, DROP, Line, goto, is_plain, named
+from .lines import ACCEPT, Line, goto, is_plain, named
 from .names import BEHIND, is_outward, kernel_set
 from .restore import Edit
 from .rules import constants, lines, polarity, target
 from .sets import Sets, SetsRefused, Task
 from .skeleton import (
     AWAY,
+    CLOSED,
     EXEMPT_FROM,
     EXEMPT_IN,
     EXEMPT_TO,
@@ -65,7 +66,7 @@ def carry_out(door: Door, batch: Batch) -> None:
     try:
         _sets(door, _new_sets(batch))
         if gate:
-            _write(door, _closed_gate)
+            _write(door, _closing)
             _sets(door, [t for c in batch.changes for t in _task(c)])
         else:
             _sets(door, [t for c in closing for t in _task(c)])
@@ -218,10 +219,10 @@ def _write(door: Door, edits: Callable[[int], Edits]) -> None:
         restore.write(version, edits(version))
 
 
-def _closed_gate(version: int) -> Edits:
+def _closing(version: int) -> Edits:
     edits = {table: Edit() for table in POLICY_TABLES}
     for edit in edits.values():
-        edit.chain(GATE, [Line((), DROP, "while policies change")])
+        edit.chain(GATE, [CLOSED])
     return edits
 
 
@@ -235,7 +236,8 @@ def _edits(door: Door, batch: Batch, version: int) -> Edits:
     edits = {table: Edit() for table in TABLES}
     for table in POLICY_TABLES:
         edit = edits[table]
-        edit.chain(GATE, ())  # open, if it was not
+        if not known.half or batch.completes:
+            edit.chain(GATE, ())  # open, if it was not
         for name, put in batch.puts.items():
             accept = "" if name == HOST_GUESTS else ACCEPT_LEADS.get((table, is_outward(name)), "")
             edit.policy(name, (lines(rule, version) for rule in put.rules), put.label, accept)
@@ -307,6 +309,7 @@ def edit_exempt(taps: set[str], edits: Edits) -> None:
 
 
 def _record(known: Known, batch: Batch, asked: dict[str, dict[str, set[int]]]) -> None:
+    known.gated = known.half = known.half and not batch.completes
     known.classes = classes_after(known, batch)
     known.exempt = exempt_after(known, batch)
     known.sets.update(batch.fresh)

@@ -20,4 +20,8 @@ class StrayExempt(NamedTuple):
     tap: str
 
 
-Stray = StrayPair | StrayClass | StrayExempt
+class StrayGate(NamedTuple):
+    """Closed by one that ended on the way: what it left may be half of a change."""
+
+
+Stray = StrayPair | StrayClass | StrayExempt | StrayGate

@@ -22,9 +22,9 @@ from .names import BEHIND, CONSTANT, OWN_SETS, SOURCE, abstract_set
 from .restore import Edit
 from .rules import fingerprints
 from .sets import Sets, Task
-from .skeleton import BRIDGES, FILLED, GATE, ONTO, POLICY_TABLES, SECURITY, TABLES, part
+from .skeleton import BRIDGES, FILLED, ONTO, POLICY_TABLES, SECURITY, TABLES, part
 from .steps import Door, edit_behind, edit_exempt
-from .stray import Stray, StrayClass, StrayExempt, StrayPair
+from .stray import Stray, StrayClass, StrayExempt, StrayGate, StrayPair
 from .transaction import Transaction
 from .watch import Watch
 
@@ -40,6 +40,7 @@ class IptablesFilter:
         self._sets = Sets()
         self._versions = (4, 6) if _IPV6.exists() else (4,)
         self._known: Known | None = None
+        self._half = False  # somebody ended in the middle of a change, and nobody has completed it yet
         self._watch = Watch(self._sets, self._versions, bridges)
         self.asleep = False  # all is there, but no packet is led there yet
 
@@ -58,6 +59,7 @@ class IptablesFilter:
         return Transaction(Door(self._sets, self._guard, self._versions, self._known, *told))
 
     def _forget(self) -> None:
+        self._half = self._known is not None and self._known.half
         self._known = None
 
     def _wrote(self, tables: bool) -> None:
@@ -84,9 +86,11 @@ class IptablesFilter:
 
     def load(self, exempt: Iterable[int] = ()) -> bool:
         """Make the guard stand, each table at once, and say whether anything had to be written. Sets, chains, classes
-        and admissions stay. `exempt` are interfaces to be let be from then on. Raises TransactionRefused, OSError."""
+        and admissions stay, and a gate that is closed: behind it may be half of a change. `exempt` are interfaces to be
+        let be from then on. Raises TransactionRefused, OSError."""
         tables, headers = self._tables(), self._sets.headers()
         bridges = frozenset(self._bridges())
+        self._half = known.is_gated(tables)
         self._learn(tables, headers)
         right = self._stands(tables, headers) and bridges == self._bridges_in(tables) and self._knows_behind(tables)
         if not right:
@@ -119,6 +123,7 @@ class IptablesFilter:
             and all(
                 chain in table.chains and known.notes(table, chain) == tuple(line.fingerprint for line in lines)
                 for chain, lines in wanted.chains.items()
+                if not known.is_closed(table, chain)
             )
         )
 
@@ -154,7 +159,8 @@ class IptablesFilter:
                 if chain not in table.chains:
                     edit.chain(chain, ())
             for chain, lines in wanted.chains.items():
-                edit.chain(chain, lines)
+                if not known.is_closed(table, chain):
+                    edit.chain(chain, lines)
             for hook, chain in wanted.hooks.items():
                 if _hooked(table, hook, chain) != self._places:
                     _hook_up(edit, table, hook, chain, self._places)
@@ -174,6 +180,7 @@ class IptablesFilter:
         """Everything. What others change meanwhile shows as a change afterwards. Raises OSError."""
         self.settled()
         tables, headers = self._tables(), self._sets.headers()
+        self._half = known.is_gated(tables)
         self._learn(tables, headers)
         assert self._known is not None
         specs = known.specifications(headers.values())
@@ -183,6 +190,8 @@ class IptablesFilter:
         indexes = {tap: _index(tap) for tap in taps}
         strays: set[Stray] = {StrayClass(group) for group in half_classes}
         strays |= {StrayExempt(tap) for tap in half_taps | {t for t, i in indexes.items() if not i}}
+        if self._half:
+            strays.add(StrayGate())
         return Actual(
             skeleton_ok=self._stands(tables, headers),
             chains=known.fingerprints(tables),
@@ -219,7 +228,8 @@ class IptablesFilter:
             constants=known.constants(tables, names),
             all_constants={name for name in headers if name.startswith(CONSTANT)},
             sets={n: s for n, s in known.specifications(headers.values()).items() if s is not None},
-            gated=any(tables[v, n].chains.get(GATE) for v, n in tables if n in POLICY_TABLES),
+            gated=known.is_gated(tables),
+            half=self._half,
             asks_host={c for v, n in tables for c in HOST_CHAINS if tables[v, n].chains.get(c)},
         )
         for name in OWN_SETS & headers.keys():

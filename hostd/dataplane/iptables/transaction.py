@@ -18,7 +18,7 @@ from .ipset import Member
 from .lines import is_plain
 from .names import BEHIND, SOURCE, is_outward, kernel_set, policy_chain
 from .steps import Door
-from .stray import Stray, StrayClass, StrayExempt, StrayPair
+from .stray import Stray, StrayClass, StrayExempt, StrayGate, StrayPair
 
 
 class Transaction:
@@ -144,6 +144,8 @@ class Transaction:
                     self._batch.classes.setdefault(group, NewClass(None, label))
                 case StrayExempt(tap):
                     self._batch.exempt.setdefault(tap, False)
+                case StrayGate():
+                    self._batch.completes = True
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
