@@ -74,18 +74,23 @@ def test_one_guest_fills_no_table_of_questions(rig: Rig) -> None:
     whole = bytearray(frame.icmp(135, 0, solicitation("fe80::1")))
     asks = Frame(rig.alice.mac, bytes.fromhex("3333ff000001"), rig.alice.v6, "ff02::1:ff00:1", 255)
     question = asks.icmp(135, 0, solicitation("fe80::1"))
-    for number in range(70_000):  # hashlimit measures 65,536 at most
-        whole[34:38] = (number + 1).to_bytes(4, "big")  # of the source; the filter does not look at the checksum
-        rig.carol.wire.send(whole)
-        if number % 100 == 0:
-            rig.settle()
-            rig.carol.heard()
-    assert rig.answer(rig.alice, question)
-    other = asks.but(source="fe80::9:0:77")
+    other = asks.but(source="fe80::9:0:77").icmp(135, 0, solicitation("fe80::1"))
     run("ip", "neigh", "replace", "fe80::9:0:77", "lladdr", rig.alice.mac.hex(":"), "dev", "vnet1", "nud", "permanent")
-    assert not rig.answer(rig.alice, other.icmp(135, 0, solicitation("fe80::1"))), "the control: it is full"
+
+    def is_full() -> bool:
+        """What was measured five seconds ago is forgotten: a machine that is busy tries again."""
+        for number in range(70_000):  # hashlimit measures 65,536 at most
+            whole[34:38] = (number + 1).to_bytes(4, "big")  # of the source; the filter does not look at the checksum
+            rig.carol.wire.send(whole)
+            if number % 100 == 0:
+                rig.settle()
+                rig.carol.heard()
+        assert rig.answer(rig.alice, question)
+        return not rig.answer(rig.alice, other)
+
+    assert any(is_full() for _ in range(5)), "the control"
     let_pass("guest-input")
-    assert rig.answer(rig.alice, other.icmp(135, 0, solicitation("fe80::1")))
+    assert rig.answer(rig.alice, other)
 
 
 @pytest.mark.parametrize("table", ["raw", "mangle", "security"])
