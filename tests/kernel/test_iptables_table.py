@@ -320,6 +320,21 @@ def test_from_half_of_an_address_family_to_all_of_it(
         assert table.read().members[name] == {parse_prefix(then)}
 
 
+@pytest.mark.parametrize("left", [("10.66.12.0/26", "10.66.12.64/26"), ("10.66.12.0/25", "10.66.12.64/26")])
+def test_what_was_not_taken_out_any_more_is_read_as_it_is(table: IptablesFilter, left: tuple[str, str]) -> None:
+    """hostd was killed between what came and what went. Together they are another prefix, which is no member."""
+    change = table.transaction()
+    change.add_set("net4-two", SetSpec(SetKind.NET4, 256), 0)
+    change.add_members("net4-two", SetKind.NET4, map(parse_prefix, left), 0)
+    change.commit()
+    found = table.read().members["net4-two"]
+    assert found == set(map(parse_prefix, left))
+    change = table.transaction()
+    change.delete_members("net4-two", SetKind.NET4, [m for m in found if m != parse_prefix(left[1])], 0)
+    change.commit()
+    assert table.read().members["net4-two"] == {parse_prefix(left[1])}
+
+
 def test_a_hundred_thousand_members(table: IptablesFilter) -> None:
     members = {(0x0A000000 + 3 * n).to_bytes(4, "big") for n in range(100_000)}
     for name, kind, some in (

@@ -11,7 +11,6 @@ from slash32.net import Address, Prefix
 
 from ...compiler.ruleset import SetKind, SetSpec
 from ..netlink import attr, attribute_map, attributes, be32, nest, text, u8
-from ..nft.intervals import disjoint
 
 SUBSYSTEM = 6 << 8
 CREATE, DESTROY, FLUSH, LIST, ADD, DEL, TEST = 2, 3, 4, 7, 9, 10, 11
@@ -194,7 +193,18 @@ def listed(body: bytes) -> Iterator[dict[int, bytes]]:
 def members(kind: SetKind, bodies: Iterable[bytes]) -> frozenset[Address] | frozenset[Prefix]:
     if TYPES[kind][0] == "hash:ip":
         return frozenset(a for body in bodies for a in _plain(body, 4 if TYPES[kind][1] == 4 else 16))
-    return disjoint(_prefix(item) for body in bodies for item in listed(body))
+    return _whole({_prefix(item) for body in bodies for item in listed(body)})
+
+
+def _whole(prefixes: set[Prefix]) -> frozenset[Prefix]:
+    """As they were given: a /0 is one again. Of the others each is its own, also where two make up a third: one of them
+    may be what somebody who ended on the way did not take out any more."""
+    for width in {len(prefix.network) for prefix in prefixes}:
+        everything = Prefix(bytes(width), 0)
+        parts = set(halves(everything))
+        if parts <= prefixes:
+            prefixes = prefixes - parts | {everything}
+    return frozenset(prefixes)
 
 
 def _plain(body: bytes, width: int) -> Iterator[bytes]:
