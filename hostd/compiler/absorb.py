@@ -20,23 +20,16 @@ def absorb(calc: Calculation, batch: Sequence[Applied]) -> Dirty:
 
     Sets go first: a policy that is loaded afterwards finds them as they are now, counted once.
     """
-    dirty, members, names = Dirty(), list[Members](), dict[Kind, list[Name]]()
+    members, names = list[Members](), dict[Kind, list[Name]]()
     for applied in batch:
         for change in applied.changes:
             if isinstance(change, Members):
                 members.append(change)
             else:
                 names.setdefault(change.kind, []).append(change.name)
-    if len(members) == 1 and not names:  # by far the most
-        return calc.members_changed(members[0].name, _listed(members[0].add), _listed(members[0].remove))
-    whole = set(names.get(Kind.SET, ()))
-    for change in members:
-        if change.name not in whole:
-            dirty.merge(calc.members_changed(change.name, _listed(change.add), _listed(change.remove)))
-    if not names:
-        return dirty
-    for name in whole:
-        dirty.merge(calc.set_replaced(str(name)))
+    whole = {str(name) for name in names.get(Kind.SET, ())}
+    changed = [(m.name, _listed(m.add), _listed(m.remove)) for m in members if m.name not in whole]
+    dirty = calc.sets_changed(changed, whole)
     rules = {kind: cast("list[str]", names[kind]) for kind in RULES if kind in names}
     if rules:
         dirty.merge(calc.rules_changed(rules))

@@ -76,18 +76,23 @@ class Calculation:
         dirty.merge(self.collect_classes())
         return dirty
 
-    def members_changed(self, name: str, add: Collection[Member], remove: Collection[Member]) -> Dirty:
-        """A selector's members changed (`world.sets` already shows it)."""
-        dirty = Dirty()
-        if self._sets.changed(name, add, remove, dirty):
-            self._reload_users(name, dirty)
-        return dirty
+    def sets_changed(
+        self, changes: Iterable[tuple[str, Collection[Member], Collection[Member]]], whole: Iterable[str]
+    ) -> Dirty:
+        """Selectors' members changed: each with those added and removed (`world.sets` already shows it). Those of
+        `whole` were sent whole, or are gone: what they held before is not known here.
 
-    def set_replaced(self, name: str) -> Dirty:
-        """A selector's members were sent whole, or the set is gone: what it held before is not known here."""
+        All are counted before any user is compiled anew: it may be the first to need another of them, which it finds
+        as it is now.
+        """
         dirty = Dirty()
-        if self._sets.replaced(name, dirty):
-            self._reload_users(name, dirty)
+        anew = [name for name, add, remove in changes if self._sets.changed(name, add, remove, dirty)]
+        anew += [name for name in whole if self._sets.replaced(name, dirty)]
+        users = {owner: None for name in anew for owner in self._sets.users(name)}
+        for kind, name in users:
+            item = self._items(Kind(kind)).get(name)
+            if item is not None:  # else it went in the same batch, and is dropped in its turn
+                self._chains.load(item, dirty)
         return dirty
 
     def hosts_changed(self, names: Iterable[str]) -> Dirty:
@@ -144,12 +149,6 @@ class Calculation:
         if kind is Kind.PROFILE:
             return self.world.profiles
         return self.world.staged if kind is Kind.STAGED else self.world.policies
-
-    def _reload_users(self, selector: str, dirty: Dirty) -> None:
-        for kind, name in self._sets.users(selector):
-            item = self._items(Kind(kind)).get(name)
-            if item is not None:  # else it went in the same batch, and is dropped in its turn
-                self._chains.load(item, dirty)
 
     def _derive_classes(self, dirty: Dirty, profiles: Set[str]) -> None:
         """Which policies apply, their order, or where they pass on may have changed. It costs by the classes, and by

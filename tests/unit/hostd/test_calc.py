@@ -9,7 +9,7 @@ from hostd.compiler.names import is_derived
 from hostd.compiler.ruleset import HOST_CHAINS
 from hostd.state import Carrier, Local, Phase
 from slash32.model import Endpoint
-from slash32.net import parse_prefix
+from slash32.net import Prefix, parse_prefix
 from slash32.pack import AddressSet, Kind, ObjectKey
 from slash32.policy import Action, Direction, Peer, Policy, Rule, Tier
 from tests.scenes import ADDRESSES4, FULL, Absorb, Commit, Run, Scene, Step, key, lives, many, same
@@ -78,6 +78,24 @@ def test_a_policy_that_goes_together_with_its_big_set() -> None:
     scene.take(commit((ObjectKey(Kind.POLICY, "a"), None), (ObjectKey(Kind.POLICY, "b"), None), (SET, None)))
     scene.rest()
     assert not scene.calc.desired.sets and not own(scene)
+
+
+def test_two_sets_change_with_the_rules_that_name_the_second_for_the_first_time() -> None:
+    """Whichever is looked at first: what it brings is counted once, so it is still there when half of it goes."""
+    one, other = parse_prefix("10.66.0.0/24"), parse_prefix("10.67.0.0/24")
+    for first, second in ((WEB, "all()"), ("all()", WEB)):
+        sets = [ObjectKey(Kind.SET, first), ObjectKey(Kind.SET, second)]
+        at, now = policy(selector=first)
+        never = Rule(Action.DENY, ip_version=4, source=Peer(nets=(parse_prefix("fd00::/8"),), selector=second))
+        then = replace(now, ingress=(*now.ingress, never))
+        scene = play([commit((at, then), *((each, AddressSet()) for each in sets)), Absorb()])
+        both = replace(now, ingress=(*now.ingress, replace(never, source=Peer(selector=second))))
+        scene.take(commit((at, both), *((each, AddressSet(set(), {one, other})) for each in sets)))
+        scene.rest()
+        for left in ({one}, set[Prefix]()):
+            scene.take(commit(*((each, AddressSet(set(), left)) for each in sets)))
+            scene.rest()
+            same(scene.calc.desired, scene.fresh().desired)
 
 
 def test_a_rule_that_can_match_nothing_needs_no_set() -> None:
