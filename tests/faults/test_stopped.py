@@ -23,6 +23,7 @@ FULL = os.environ.get("SLASH32_COUNTS") == "full"
 CHANGES = 100_000 if FULL else 10_000
 ASLEEP = 60.0 if FULL else 3.0  # seconds, at least
 BATCH = 100
+GUESTS = 3000  # that come and go
 WEB, APP = 'role == "web"', 'role == "app"'
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
@@ -60,7 +61,7 @@ class Load:
         last = 0
         for _ in range(BATCH // 2):
             self.number += 1
-            one = _guest(1000 + self.number % 3000)
+            one = _guest(1000 + self.number % GUESTS)
             last = host.release(one.key) if one.key in host.claims else host.claim(one)
             self.changes += 1
         until(lambda: last in host.answered, self.rack.hosts)
@@ -100,7 +101,7 @@ def test_it_sleeps_and_has_the_state(rack: Rack, real: tuple[RealHost, Proxy]) -
     h1.start()
     until(lambda: h1.status()["in_sync"], rack.hosts)
     load = Load(rack)
-    for _ in range(10):
+    while load.number < GUESTS:  # all there: from now on it is no more state, only more changes
         load.batch()
     assert rack.dispatcher.process
     pid = rack.dispatcher.process.pid
