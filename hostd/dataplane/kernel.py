@@ -166,9 +166,10 @@ class Kernel:
         refused += self._put_sysctls([op for op in todo.open if isinstance(op, PutSysctls)], actual)
         unset = {op.ifindex for op in todo.open if isinstance(op, PutSysctls) and not _has_sysctls(op, actual)}
         unready |= unset
+        asked = {op.group: op.chains for op in todo.filter if isinstance(op, PutClass)}
         opening: list[Operation] = []
         for op in todo.open:
-            if isinstance(op, SetGroup) and (op.ifindex in unready or op.group not in actual.classes):
+            if isinstance(op, SetGroup) and (op.ifindex in unready or not _is_class(op.group, asked, actual)):
                 refused.append(self._not_opened(op.ifindex, [*before, *refused]))
             elif not isinstance(op, PutSysctls) and not _is_gateway(op, unset):
                 opening.append(op)
@@ -323,6 +324,12 @@ def _admitted(op: Admit, actual: Actual) -> bool:
     tap = actual.taps.get(op.ifindex)
     have = (tap.mac, tap.addresses, tap.prefixes) if tap is not None else None
     return have == (op.mac, frozenset(op.addresses), frozenset(op.prefixes))
+
+
+def _is_class(group: int, asked: Mapping[int, ClassChains], actual: Actual) -> bool:
+    """Also the one that it was to be turned into, if it was `asked` to."""
+    have = actual.classes.get(group)
+    return have is not None and have == asked.get(group, have)
 
 
 def _has_sysctls(op: PutSysctls, actual: Actual) -> bool:

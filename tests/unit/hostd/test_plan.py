@@ -12,11 +12,16 @@ from hostd.change.plan import Limits, Scope, everything, plan, whole_plan
 from hostd.change.settle import Settler
 from hostd.compiler.desired import Actual, Admitted, ClassChains, Desired, Dirty, Member, Tap
 from hostd.compiler.forwarding import GATEWAY4_ROUTE, Delete, Link, Route, SetGroup
-from hostd.compiler.ruleset import Guard, Rule, SetKind, SetSpec
+from hostd.compiler.ruleset import Guard, SetKind, SetSpec
+from hostd.compiler.ruleset import Rule as Compiled
 from hostd.dataplane.nft.rules import fingerprint
+from hostd.state import Carrier, Local, Phase
+from slash32.model import Endpoint
 from slash32.net import parse_prefix
+from slash32.pack import Kind, ObjectKey
+from slash32.policy import Action, Direction, Policy, Rule
 from tests.fake_kernel import FakeKernel, Killed, Model
-from tests.scenes import FULL, TAPS, Scene, Settle, Step, lives
+from tests.scenes import ADDRESSES4, FULL, TAPS, Commit, Run, Scene, Settle, Step, key, lives
 from tests.unit.hostd.fake_moments import Moments
 
 BASE = Guard().group_base
@@ -58,7 +63,7 @@ def settle(scene: Scene, settler: Settler) -> None:
     settler.settle(dirty)
 
 
-def meant(chains: Mapping[str, tuple[Rule, ...]]) -> dict[str, list[str]]:
+def meant(chains: Mapping[str, tuple[Compiled, ...]]) -> dict[str, list[str]]:
     return {name: [fingerprint(rule) for rule in rules] for name, rules in chains.items()}
 
 
@@ -203,6 +208,30 @@ def test_a_refusal_stops_only_what_rests_on_it_and_is_made_good(
     model.refuses = lambda _what, _item: False
     for now in range(6):
         settler.retry(now)
+    settled(scene, model, settler)
+
+
+def running(number: int) -> Run:
+    endpoint = Endpoint(key(number), f"guest{number}", {}, addresses=(ADDRESSES4[number],))
+    carrier = Carrier(f"vnet{100 + number}", 100 + number)
+    return Run(number, Local(endpoint, "qemu", Phase.LIVE, carrier, endpoint))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_nobody_comes_into_a_group_that_was_to_be_turned_and_is_not(refused: bool) -> None:
+    """One guest's class becomes another; the one that starts meanwhile is to come into it, and not into the old one."""
+    scene, model, settler = played([running(0)])
+    group, before = model.links[100].group, dict(model.tables.classes)
+    now = Policy("a", "all()", (Direction.INGRESS,), ingress=(Rule(Action.DENY),))
+    scene.take(Commit(((ObjectKey(Kind.POLICY, "a"), now),)))
+    scene.take(running(1))
+    model.refuses = lambda what, item: refused and what == "put class"
+    settle(scene, settler)
+    assert (model.links[100].group, model.links[101].group) == (group, 0 if refused else group)
+    assert (model.tables.classes == before) == refused == bool(settler.failures())
+    model.refuses = lambda _what, _item: False
+    for moment in range(6):
+        settler.retry(moment)
     settled(scene, model, settler)
 
 
