@@ -15,11 +15,11 @@ from slash32.journal import fields
 from slash32.model import Endpoint, EndpointKey
 from slash32.pack import pack_endpoint
 from slash32.sync import NO_SESSION
-from slash32.wire import Ack, Answer, Claim, Failure, Hello, Ping, Release, Report, WireError
+from slash32.wire import Ack, Answer, Claim, Expect, Failure, Hello, Ping, Release, Report, WireError
 
 from .decisions.claims import Claims
 from .decisions.hellos import Hellos
-from .decisions.inputs import Command, Said
+from .decisions.inputs import Asking, Command, Said
 from .decisions.ledger import DISPATCHER, Ledger
 from .decisions.turns import Turns
 from .hosts.fanout import Fanout, Frames
@@ -120,7 +120,7 @@ class Core:
             case Ping():
                 sent = self.fanout.publishers[session.host].sent
                 self._out.append((session.identity, wire.encode_to_host(wire.Pong(sent))))
-            case Claim() | Release() | Report():
+            case Claim() | Expect() | Release() | Report():
                 self._ask(session, message, size)
             case Answer(seq, text):
                 self.questions.answer(session.host, seq, text)
@@ -143,7 +143,7 @@ class Core:
         if unsettled != before and (self.commits.acknowledged(host, unsettled, session.heard) or before == 0):
             self.progress = True
 
-    def _ask(self, session: Session, message: Claim | Release | Report | Hello, size: int = 0) -> None:
+    def _ask(self, session: Session, message: Asking, size: int = 0) -> None:
         """It is answered when it was decided and what it changed is durable."""
         session.asked += 1
         session.asked_bytes += size

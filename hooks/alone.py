@@ -76,7 +76,7 @@ def _settings() -> tuple[tuple[str, ...], bool]:
     return prefixes or DEFAULT_PREFIXES, raw.get("on_hostd_down") == "refuse"
 
 
-def judge(xml: bytes, why: str) -> tuple[int, str]:
+def judge(xml: bytes, why: str, operation: str) -> tuple[int, str]:
     """(exit code, message). 0: the guest starts, isolated by the guard. `why` says how hostd failed to answer."""
     reader = _Reader()
     try:
@@ -96,6 +96,11 @@ def judge(xml: bytes, why: str) -> tuple[int, str]:
                 f"{name}: interface {nic.get('mac', '')[:40]!r}: target dev {dev[:40]!r} lies outside the guard's "
                 f"prefixes ({', '.join(prefixes)[:200]}): the guest would escape the guard; remove the <target dev>"
             )
+    if operation == "migrate":  # only the destination is asked
+        return 1, (
+            f"{name}: cannot come to this host: slash32-hostd does not answer ({why}): it stays where it is; start "
+            f"slash32-hostd, then migrate it again"
+        )
     if refuse:
         return 1, f"{name}: slash32-hostd does not answer ({why}), and on_hostd_down = refuse; start slash32-hostd"
     return 0, f"{name}: slash32-hostd does not answer ({why}): the guest starts isolated until it is back"

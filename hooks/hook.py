@@ -48,14 +48,14 @@ def tell(argv: list[str], xml: bytearray) -> int:
     return answer[0]
 
 
-def alone(xml: bytearray, why: BaseException) -> int:
-    """hostd is dead or silent: the guard isolates the guest, unless that guest would escape it."""
+def alone(xml: bytearray, why: BaseException, operation: str) -> int:
+    """hostd is dead or silent: the guard isolates the guest, unless that guest would escape it, or stays elsewhere."""
     sys.path.insert(0, CODE)
     sys.dont_write_bytecode = True
     try:
         from hooks.alone import judge
 
-        code, message = judge(bytes(xml), f"{type(why).__name__}: {why}")
+        code, message = judge(bytes(xml), f"{type(why).__name__}: {why}", operation)
     except ModuleNotFoundError:
         return 0  # the package is removed, only this conffile is left
     except Exception as broken:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     except BaseException as why:  # whatever it is: after `reconnect`, anything but 0 kills the running guest
         alarm(0)
         if operation in MAY_REFUSE and TAG in xml:
-            code = alone(xml, why)
+            code = alone(xml, why, operation)
     return int(code > 0 and operation in MAY_REFUSE)
 
 

@@ -18,7 +18,8 @@ from .change.settle import Settler
 from .compiler.calc import Calculation
 from .compiler.desired import Dirty
 from .guests.claims import Claims, reportable
-from .guests.starting import Answer, Waiting, conflict, outside
+from .guests.coming import Coming
+from .guests.starting import Answer, Waiting, cannot_come, conflict, outside
 from .state import Local, Locals, Phase, isolate_ungranted, without_carrier
 
 log = logging.getLogger("slash32.hostd")
@@ -39,6 +40,7 @@ class Feed(Protocol):
     @property
     def replica(self) -> Replica: ...
     def claim(self, endpoint: Endpoint) -> int: ...
+    def expect(self, endpoint: Endpoint) -> int: ...
     def release(self, key: EndpointKey) -> int: ...
     def report(self, endpoints: Iterable[Endpoint]) -> int: ...
     def ack(self, revision: int, failures: Iterable[Failure]) -> None: ...
@@ -62,6 +64,7 @@ class Agent:
         self.feed = feed
         self.guard_prefixes = guard_prefixes
         self.claims = Claims(calc.locals)
+        self.coming = Coming()
         self.exempt = Exemptions()
         self.dirty = Dirty()
         self.changed: set[EndpointKey] = set()  # to be written to the journal
@@ -100,15 +103,37 @@ class Agent:
             return
         self._waiting.add(keys, answer, now)
 
-    def incoming(self, domain: Domain, answer: Answer) -> None:
-        """A live migration arrives: filter, but neither route nor claim before the guest runs here."""
+    def incoming(self, domain: Domain, answer: Answer, now: float) -> None:
+        """A live migration begins: what the guest needs comes first, but neither route nor claim before it runs here.
+        One that this host could not connect then is refused: it runs on where it is."""
         refusal = outside(domain, self.guard_prefixes) or conflict(domain, self.locals)
+        if refusal is None and domain.endpoints and not self._reachable():
+            refusal = cannot_come(domain)
         if refusal is not None:
             answer(1, refusal)
             return
+
+        def told(code: int, message: str) -> None:
+            if code:  # libvirt tells no more of it
+                self._forget_incoming(domain.uuid)
+            answer(code, message)
+
+        if domain.endpoints:
+            self._waiting.add_coming(domain, told, now)
+        else:
+            answer(0, "")
         for endpoint, _ in domain.endpoints:
             self._put(Local(endpoint, domain.driver, Phase.INCOMING))
-        answer(0, "")
+            self._expect(endpoint)
+
+    def _forget_incoming(self, uuid: str) -> None:
+        for local in self.locals.of_domain(uuid):
+            if local.phase is Phase.INCOMING:
+                self._remove(local)
+
+    def _expect(self, endpoint: Endpoint) -> None:
+        if self.feed is not None:
+            self.coming.asked(self.feed.expect(endpoint), endpoint)
 
     def started(self, domain: Domain, answer: Answer, now: float) -> None:
         """The taps are named: program them, and answer when the kernel has it."""
@@ -164,6 +189,7 @@ class Agent:
         """The guest executes here: an incoming one has arrived, and its addresses with it."""
         for local in self.locals.of_domain(uuid):
             if local.phase is Phase.INCOMING:
+                self.claims.arrived(local.endpoint.key)
                 self._put(replace(local, phase=Phase.ARRIVED if local.carrier else Phase.RESERVED))
         self._isolate_if_alone()
         self.claim_due(now)
@@ -191,6 +217,7 @@ class Agent:
 
     def connected(self, now: float) -> None:
         self.claims.lost()
+        self.coming.lost()
         for local in [x for x in self.locals if x.phase is Phase.KEPT]:
             self._remove(local, keep=False)  # the report says so
         if self.knows:
@@ -207,10 +234,13 @@ class Agent:
         assert self.feed is not None
         endpoints = reportable(self.locals)
         self.claims.asked(self.feed.report(endpoints), endpoints, now)
+        for local in [x for x in self.locals if x.phase is Phase.INCOMING]:
+            self._expect(local.endpoint)
 
     def disconnected(self) -> None:
         self.claims.lost()
-        self._waiting.let_all_start()
+        self.coming.lost()
+        self._waiting.give_up()
         self._isolate_if_alone()
 
     def applied(self, revision: int, dirty: Dirty) -> None:
@@ -221,8 +251,13 @@ class Agent:
             self.dirty = dirty
         self._revision = revision
         self.held = ""
+        self.claims.fleet_changed()
 
     def answered(self, seq: int, refused: dict[EndpointKey, str], now: float) -> None:
+        coming = self.coming.answered(seq)
+        if coming is not None:
+            self._may_come(coming, refused.get(coming.key, ""))
+            return
         for endpoint, message in self.claims.answered(seq, refused, now):
             local = self.locals.get(endpoint.key)
             if local is None:
@@ -238,6 +273,15 @@ class Agent:
                 log.warning("%s: %s", quote(endpoint.domain), message, extra=_about(endpoint))
             if local.endpoint == endpoint:  # else it was re-tagged meanwhile, and that is still to be answered
                 self._waiting.answered(local.endpoint, message)
+
+    def _may_come(self, endpoint: Endpoint, refusal: str) -> None:
+        local = self.locals.get(endpoint.key)
+        if local is None or local.endpoint != endpoint or local.phase is not Phase.INCOMING:
+            return
+        if refusal:
+            log.warning("%s: cannot come here: %s", quote(endpoint.domain), refusal, extra=_about(endpoint))
+            self._say(replace(local, problem=refusal))
+        self._waiting.answered(endpoint, refusal)
 
     def claim_due(self, now: float) -> None:
         if self.feed is None or not self._reachable():
@@ -320,7 +364,7 @@ class Agent:
         self.claims.forget(key)
         self.changed.add(key)
         self.dirty.merge(self.calc.local_changed(key))
-        if self.feed is not None and self.feed.connected and local.phase is not Phase.INCOMING:
+        if self.feed is not None and self.feed.connected:
             self.feed.release(key)
         self._waiting.answered(local.endpoint, "")
 

@@ -1,4 +1,4 @@
-# Owns: what travels between a host and the dispatcher: message types and their bytes. Pure.
+# Owns: what travels between a host and the dispatcher: the bytes of its messages (slash32.messages). Pure.
 # A message is a stream of msgpack arrays over one or more frames: the header first, then (snapshot, delta) one array
 # per change. A change is encoded once and its bytes are shared by every host that needs it. Values: slash32.pack.
 from __future__ import annotations
@@ -6,24 +6,46 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
 from slash32 import pack
-from slash32.model import Endpoint, EndpointKey
-from slash32.net import Address
-from slash32.pack import AddressSet, Kind, ObjectKey, Value, WireError
+from slash32.messages import (
+    PROTOCOL,
+    Ack,
+    Answer,
+    Ask,
+    Change,
+    Claim,
+    Claimed,
+    Delete,
+    Delta,
+    Expect,
+    Failure,
+    FromDispatcher,
+    FromHost,
+    Hello,
+    Members,
+    Ping,
+    Pong,
+    Put,
+    Refusal,
+    Refused,
+    Release,
+    Report,
+    Snapshot,
+)
+from slash32.model import Endpoint
+from slash32.pack import AddressSet, Kind, ObjectKey, WireError
 
 __all__ = [
-    "Ack", "AddressSet", "Answer", "Ask", "Change", "Claim", "Claimed", "Delete", "Delta", "Failure",
-    "FromDispatcher", "FromHost", "Hello", "Kind", "Members", "ObjectKey", "Ping", "Pong", "Put",
+    "PROTOCOL", "Ack", "AddressSet", "Answer", "Ask", "Change", "Claim", "Claimed", "Delete", "Delta", "Expect",
+    "Failure", "FromDispatcher", "FromHost", "Hello", "Kind", "Members", "ObjectKey", "Ping", "Pong", "Put",
     "Refusal", "Refused", "Release", "Report",
     "Snapshot", "Tag", "WireError",
 ]  # fmt: skip
 
-PROTOCOL = 3
 MAX_FRAME = 8 << 20  # bytes; MAXMSGSIZE on both sides
 MAX_MESSAGE = 256 << 20
 MAX_REPORT = 10_000  # endpoints of one host
@@ -39,148 +61,6 @@ MAX_QUESTION = 4096  # characters
 MAX_ANSWER = 1 << 20  # bytes of ASCII
 
 
-class Put(NamedTuple):
-    """The object is now `value`, whatever it was."""
-
-    kind: Kind
-    name: pack.Name
-    value: Value
-
-    @property
-    def key(self) -> ObjectKey:
-        return ObjectKey(self.kind, self.name)
-
-
-class Delete(NamedTuple):
-    kind: Kind
-    name: pack.Name
-
-    @property
-    def key(self) -> ObjectKey:
-        return ObjectKey(self.kind, self.name)
-
-
-class Members(NamedTuple):
-    """Members that joined and left a set."""
-
-    name: str
-    add: AddressSet
-    remove: AddressSet
-
-    @property
-    def key(self) -> ObjectKey:
-        return ObjectKey(Kind.SET, self.name)
-
-
-Change = Put | Delete | Members
-
-
-class Failure(NamedTuple):
-    """What a host could not put into its kernel; `object` is a text for people ("policy allow-web")."""
-
-    object: str
-    message: str
-
-
-class Refusal(NamedTuple):
-    key: EndpointKey
-    message: str
-
-
-class Hello(NamedTuple):
-    """Opens a session: what the host holds (epoch "" when nothing), its next-hop addresses, what it takes for its
-    name (the key says which host it is; "" is not compared), and words about it (ABOUT)."""
-
-    epoch: str
-    revision: int
-    digest: int
-    addresses: tuple[Address, ...] = ()
-    protocol: int = PROTOCOL
-    name: str = ""
-    about: Mapping[str, str] = MappingProxyType({})
-
-
-class Report(NamedTuple):
-    """All live claims of the host; what it lacks is released."""
-
-    seq: int
-    endpoints: tuple[Endpoint, ...]
-
-
-class Claim(NamedTuple):
-    seq: int
-    endpoint: Endpoint
-
-
-class Release(NamedTuple):
-    seq: int
-    key: EndpointKey
-
-
-class Ack(NamedTuple):
-    """Everything up to `revision` is in the host's kernel, but for the failures (the whole list, each time)."""
-
-    revision: int
-    failures: tuple[Failure, ...] = ()
-
-
-class Ping(NamedTuple):
-    pass
-
-
-class Snapshot(NamedTuple):
-    """All the host needs, replacing what it holds. `adopt`: an operator said so, whatever the host's epoch."""
-
-    epoch: str
-    revision: int
-    digest: int
-    adopt: bool
-    objects: tuple[Change, ...]  # Put, and Members that complete a big set
-
-
-class Delta(NamedTuple):
-    epoch: str
-    previous: int  # the revision it follows, for this host
-    revision: int
-    digest: int  # of the host's whole content after it
-    changes: tuple[Change, ...]
-
-
-class Claimed(NamedTuple):
-    """Answers the Report, Claim or Release of that number."""
-
-    seq: int
-    refused: tuple[Refusal, ...] = ()
-
-
-class Pong(NamedTuple):
-    """`revision` is the last one sent to this host: a host that has another one missed something."""
-
-    revision: int
-
-
-class Refused(NamedTuple):
-    """The dispatcher will not talk to this host; the reason."""
-
-    message: str
-
-
-class Ask(NamedTuple):
-    """A question of an operator to this host; both are JSON texts (slash32.questions says of what form)."""
-
-    seq: int
-    question: str
-
-
-class Answer(NamedTuple):
-    seq: int
-    answer: str
-
-
-FromHost = Hello | Report | Claim | Release | Ack | Ping | Answer
-FromDispatcher = Snapshot | Delta | Claimed | Pong | Refused | Ask
-
-
 class Tag(enum.IntEnum):
     HELLO = 1
     REPORT = 2
@@ -189,6 +69,7 @@ class Tag(enum.IntEnum):
     ACK = 5
     PING = 6
     ANSWER = 7
+    EXPECT = 8
     SNAPSHOT = 17
     DELTA = 18
     CLAIMED = 19
@@ -352,6 +233,8 @@ def encode_to_dispatcher(message: FromHost) -> bytes:
             return packb([Tag.REPORT, seq, [pack.pack_endpoint(e) for e in endpoints]])
         case Claim(seq, endpoint):
             return packb([Tag.CLAIM, seq, pack.pack_endpoint(endpoint)])
+        case Expect(seq, endpoint):
+            return packb([Tag.EXPECT, seq, pack.pack_endpoint(endpoint)])
         case Release(seq, key):
             return packb([Tag.RELEASE, seq, list(key)])
         case Ack(revision, failures):
@@ -402,6 +285,8 @@ def decode_from_host(frame: bytes, known: Callable[[Any], Endpoint | None] = lam
             return Ack(pack.integer(revision, "revision"), tuple(map(_failure, pack.array(failures, "failures", 100))))
         case [Tag.CLAIM, seq, endpoint]:
             return Claim(pack.integer(seq, "seq"), pack.unpack_endpoint(endpoint))
+        case [Tag.EXPECT, seq, endpoint]:
+            return Expect(pack.integer(seq, "seq"), pack.unpack_endpoint(endpoint))
         case [Tag.RELEASE, seq, key]:
             return Release(pack.integer(seq, "seq"), pack.unpack_key(key))
         case [Tag.ANSWER, seq, answer]:

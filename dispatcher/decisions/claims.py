@@ -22,7 +22,8 @@ class Claims:
         self._ledger, self._refused = ledger, refused
 
     def report(self, host: str, endpoints: tuple[Endpoint, ...]) -> list[Refusal]:
-        """All that the host has."""
+        """All that the host has; what it expects it says after this."""
+        self._ledger.expect_nothing(host)
         live = {endpoint.key for endpoint in endpoints}
         for key in sorted(set(self._ledger.registry.of_host(host)) - live):
             self.release(host, key)
@@ -41,17 +42,38 @@ class Claims:
             return [Refusal(endpoint.key, refusal)]
         self._calm(host, endpoint.key)
         self._ledger.claim(host, endpoint)
+        self._arrived(host, endpoint.key)
         return []
 
-    def _against(self, host: str, endpoint: Endpoint) -> Iterator[str]:
+    def expect(self, host: str, endpoint: Endpoint) -> list[Refusal]:
+        """A guest that migrates there. It learns no more by that than by a claim, and gets nothing: it needs no owner's
+        consent, but it must be one that the host may claim when it has come."""
+        present = self._ledger.registry.endpoints.get(endpoint.key)
+        if present is not None and present.host == host:
+            return []
+        refusal = next(self._against(host, endpoint, coming=True), None)
+        if refusal is not None:
+            self._refused(host, endpoint.key, refusal)
+            return [Refusal(endpoint.key, refusal)]
+        self._ledger.expect(host, endpoint)
+        return []
+
+    def _arrived(self, host: str, key: EndpointKey) -> None:
+        """Or it will not come."""
+        if key in self._ledger.registry.expected_at(host):
+            self._ledger.expect_no_more(host, key)
+
+    def _against(self, host: str, endpoint: Endpoint, coming: bool = False) -> Iterator[str]:
         """Why it cannot be, each in one line."""
         registry, fenced = self._ledger.registry, self._ledger.host(host).fenced
         if fenced:
             yield f"host {host} is fenced by an operator ({fenced}): slash32 host unfence {host}"
-        refusal = registry.refusal(host, endpoint)
+        refusal = registry.refusal(host, endpoint, coming)
         if refusal is not None:
             yield refusal
-        if len(registry.of_host(host)) >= wire.MAX_REPORT and endpoint.key not in registry.of_host(host):
+        mine, expected = registry.of_host(host), registry.expected_at(host)
+        fresh = endpoint.key not in mine and (endpoint.key not in expected or not coming)
+        if fresh and len(mine) + coming * len(expected) >= wire.MAX_REPORT:
             yield f"host {host} has {wire.MAX_REPORT} endpoints, the most a host may have"
         if registry.held_with(host, endpoint) > MAX_HELD:
             yield f"host {host} would have more than {MAX_HELD} addresses and prefixes, the most a host may have"
@@ -64,6 +86,7 @@ class Claims:
 
     def release(self, host: str, key: EndpointKey) -> None:
         self._calm(host, key)
+        self._arrived(host, key)
         present = self._ledger.registry.endpoints.get(key)
         if present is not None and present.host == host:
             self._ledger.release(key)

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from slash32 import wire
-from slash32.wire import Claim, Hello, Refusal, Release, Report
+from slash32.wire import Claim, Expect, Hello, Refusal, Release, Report
 
 from ..store.commits import Failed
 from .ledger import of_host
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("slash32.dispatcher")
+
+
+Asking = Claim | Expect | Release | Report | Hello
 
 
 class Refused(Exception):
@@ -34,7 +37,7 @@ class Said:
 
     patient = True
 
-    def __init__(self, core: Core, session: Session, message: Claim | Release | Report | Hello, size: int) -> None:
+    def __init__(self, core: Core, session: Session, message: Asking, size: int) -> None:
         """`size`: its bytes, as they came."""
         self._core, self.session, self._message, self._size = core, session, message, size
         self._refused: list[Refusal] = []
@@ -47,6 +50,8 @@ class Said:
         match self._message:
             case Claim(_, endpoint):
                 self._refused = core.claims.claim(host, endpoint)
+            case Expect(_, endpoint):
+                self._refused = core.claims.expect(host, endpoint)
             case Release(_, key):
                 core.claims.release(host, key)
             case Report(_, endpoints):

@@ -11,6 +11,7 @@ from slash32.resources import Resource, kind_of
 from ..registry.registry import Registry
 from ..store.commits import (
     AUDIT_KEPT,
+    Coming,
     Commit,
     Entry,
     Holding,
@@ -24,7 +25,7 @@ from ..store.commits import (
     endpoint_key,
 )
 
-_ORDER = (Table.SUPERSEDED, Table.DISPATCHER, Table.RESOURCE, Table.HOST, Table.ENDPOINT, Table.AUDIT)
+_ORDER = (Table.SUPERSEDED, Table.DISPATCHER, Table.RESOURCE, Table.HOST, Table.ENDPOINT, Table.EXPECTED, Table.AUDIT)
 _NOTHING = HostState()
 DISPATCHER = "dispatcher:"  # whose a dispatcher's key is; no host is called that
 
@@ -60,6 +61,8 @@ class Ledger:
             found |= {(Table.RESOURCE, (kind, name)): resource for name, resource in resources.items()}
         for key, claimed in self.registry.endpoints.items():
             found[Table.ENDPOINT, tuple(key)] = Holding(claimed.host, claimed.endpoint)
+        for (host, key), coming in self.registry.expected.items():
+            found[Table.EXPECTED, (host, *key)] = Coming(coming.endpoint)
         found |= {(Table.HOST, (name,)): state for name, state in self.hosts.items()}
         found |= {(Table.SUPERSEDED, (epoch,)): upto for epoch, upto in self.superseded.items()}
         found |= {(Table.DISPATCHER, (name,)): peer for name, peer in self.dispatchers.items()}
@@ -89,6 +92,9 @@ class Ledger:
             case Table.ENDPOINT:
                 claimed = self.registry.endpoints.get(endpoint_key(key))
                 return None if claimed is None else Holding(claimed.host, claimed.endpoint)
+            case Table.EXPECTED:
+                coming = self.registry.expected.get((key[0], endpoint_key(key[1:])))
+                return None if coming is None else Coming(coming.endpoint)
             case Table.HOST:
                 return self.hosts.get(key[0])
             case Table.SUPERSEDED:
@@ -117,6 +123,7 @@ class Ledger:
         if kind == "Host":
             for key in sorted(self.registry.of_host(name)):
                 self.release(key)
+            self.expect_nothing(name)
             self.write(Table.HOST, (name,), None)
         self.write(Table.RESOURCE, (kind, name), None)
 
@@ -125,6 +132,16 @@ class Ledger:
 
     def release(self, key: EndpointKey) -> None:
         self.write(Table.ENDPOINT, tuple(key), None)
+
+    def expect(self, host: str, endpoint: Endpoint) -> None:
+        self.write(Table.EXPECTED, (host, *endpoint.key), Coming(endpoint))
+
+    def expect_no_more(self, host: str, key: EndpointKey) -> None:
+        self.write(Table.EXPECTED, (host, *key), None)
+
+    def expect_nothing(self, host: str) -> None:
+        for key in sorted(self.registry.expected_at(host)):
+            self.expect_no_more(host, key)
 
     def set_host(self, name: str, state: HostState) -> None:
         self.write(Table.HOST, (name,), None if state == _NOTHING else state)
@@ -191,6 +208,10 @@ class Ledger:
                 self.registry.claim(host, endpoint)
             case Table.ENDPOINT, None:
                 self.registry.release(endpoint_key(key))
+            case Table.EXPECTED, Coming(endpoint):
+                self.registry.expect(key[0], endpoint)
+            case Table.EXPECTED, None:
+                self.registry.expect_no_more(key[0], endpoint_key(key[1:]))
             case Table.HOST, HostState() | None:
                 self._set_host(key[0], record)
             case Table.DISPATCHER, Peer():

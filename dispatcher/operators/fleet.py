@@ -202,7 +202,7 @@ def restore(core: Core, saved: Saved, replace: bool) -> Json:
 
     Hosts that followed the store of the backup take this one's content, but those that have seen more than it holds.
     """
-    live = (Table.ENDPOINT, Table.DISPATCHER, Table.AUDIT)
+    live = (Table.ENDPOINT, Table.EXPECTED, Table.DISPATCHER, Table.AUDIT)
     mine = core.ledger.saved()
     if any(table not in live for table, _ in mine.records) and not replace:
         raise Refused(409, "this store is not empty: restore with replace=1 to give up what it holds")
@@ -210,7 +210,8 @@ def restore(core: Core, saved: Saved, replace: bool) -> Json:
     wanted = {where: record for where, record in saved.records.items() if where[0] not in live}
     hosts = {key[1] for table, key in wanted if table is Table.RESOURCE and key[0] == "Host"}
     for where, record in list(kept.items()):
-        if isinstance(record, Holding) and record.host not in hosts:
+        host = record.host if isinstance(record, Holding) else where[1][0] if where[0] is Table.EXPECTED else None
+        if host is not None and host not in hosts:
             del kept[where]
     if saved.epoch != core.epoch:
         wanted[Table.SUPERSEDED, (saved.epoch,)] = saved.revision

@@ -27,6 +27,13 @@ class Claimed(Bearer):
     endpoint: Endpoint
 
 
+@dataclass(slots=True, eq=False)
+class Expected(Bearer):
+    """A guest that is on its way to a host: no member of anything there, but what applies to it is needed."""
+
+    endpoint: Endpoint
+
+
 class Registry:
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -37,12 +44,14 @@ class Registry:
         self.network_sets: dict[str, NetworkSet] = {}
         self.host_endpoints: dict[str, HostEndpoint] = {}
         self.endpoints: dict[EndpointKey, Claimed] = {}
+        self.expected: dict[tuple[str, EndpointKey], Expected] = {}  # by the host where it is to be
         self.reported: dict[str, tuple[Address, ...]] = {}  # next hops that hosts named themselves
         self._changes = Changes()
         self._interest = Interest()
         self._selections = Selections(self._changes, self._interest.want)
         self._segment = Segment(self._changes)
         self._by_host: dict[str, set[EndpointKey]] = {}
+        self._expected_at: dict[str, set[EndpointKey]] = {}
         self._by_node: dict[str, set[str]] = {}  # host endpoints, also of hosts that are not there
         self._by_profile: dict[str, dict[Bearer, Endpoint | HostEndpoint]] = {}
         self._bearers: dict[ObjectKey, Bearer] = {}  # of host endpoints
@@ -66,6 +75,8 @@ class Registry:
         gone = sorted(self._by_host.pop(name, ()))
         for key in gone:
             self.release(key)
+        for key in sorted(self.expected_at(name)):
+            self.expect_no_more(name, key)
         del self.hosts[name]
         self.reported.pop(name, None)
         self._set_next_hops(name)
@@ -206,14 +217,14 @@ class Registry:
 
     # -- endpoints ------------------------------------------------------------------------------------------------
 
-    def refusal(self, name: str, endpoint: Endpoint) -> str | None:
-        """Why this host may not claim this endpoint, in one line."""
+    def refusal(self, name: str, endpoint: Endpoint, coming: bool = False) -> str | None:
+        """Why this host may not claim this endpoint, in one line; or, if it is `coming`, may not once it has come."""
         labels = effective_labels(endpoint, self.profiles)
         bounds = out_of_bounds(self.hosts[name], endpoint, labels)
         if bounds is not None:
             return bounds
         present = self.endpoints.get(endpoint.key)
-        if present is not None and present.host != name:
+        if present is not None and present.host != name and not coming:
             asked = next((what(prefix) for prefix, _ in holdings(name, endpoint)), f"endpoint {endpoint.key}")
             return f"{asked} is in use by {Owner(present.host, endpoint.key, present.endpoint.domain)}"
         return self._segment.ownership.conflict(name, endpoint)
@@ -253,6 +264,23 @@ class Registry:
             self._by_host[claimed.host].discard(key)
         self._unbear(claimed, claimed.endpoint)
         self._segment.let_go(claimed.host, claimed.endpoint)
+
+    def expect(self, name: str, endpoint: Endpoint) -> None:
+        before = self.expected.get((name, endpoint.key))
+        coming = Expected(self._labels(endpoint), (), name, endpoint)
+        self.expected[name, endpoint.key] = coming
+        self._expected_at.setdefault(name, set()).add(endpoint.key)
+        self._bear(coming, endpoint)
+        if before is not None:
+            self._unbear(before, before.endpoint)
+
+    def expect_no_more(self, name: str, key: EndpointKey) -> None:
+        coming = self.expected.pop((name, key))
+        self._expected_at[name].discard(key)
+        self._unbear(coming, coming.endpoint)
+
+    def expected_at(self, name: str) -> Set[EndpointKey]:
+        return self._expected_at.get(name, set())
 
     def of_host(self, name: str) -> Set[EndpointKey]:
         return self._by_host.get(name, set())

@@ -13,6 +13,7 @@ from slash32 import resources
 from slash32.errors import Slash32Error, quoted
 
 from .commits import (
+    Coming,
     Entry,
     Holding,
     HostState,
@@ -32,6 +33,7 @@ _FIELDS = ("slash32Backup", "epoch", "revision", "made", "records")
 _PARTS = {
     Table.RESOURCE: 2,
     Table.ENDPOINT: 2,
+    Table.EXPECTED: 3,
     Table.HOST: 1,
     Table.SUPERSEDED: 1,
     Table.DISPATCHER: 1,
@@ -123,6 +125,8 @@ def _belongs(table: Table, key: Key, record: Record) -> bool:
     match record:
         case Holding(host, endpoint):
             return tuple(endpoint.key) == key and bool(host)
+        case Coming(endpoint):
+            return tuple(endpoint.key) == key[1:] and bool(key[0])
         case HostState(addresses, ahead):
             known = all(isinstance(each, bytes) and len(each) in (4, 16) for each in addresses)
             return known and (ahead is None or (type(ahead) is int and ahead >= 0))

@@ -27,6 +27,7 @@ class StoreError(Slash32Error):
 class Table(enum.StrEnum):
     RESOURCE = "resource"  # (kind, name) -> Resource
     ENDPOINT = "endpoint"  # (uuid, mac) -> Holding
+    EXPECTED = "expected"  # (host, uuid, mac) -> Coming
     HOST = "host"  # (name) -> HostState
     SUPERSEDED = "superseded"  # (epoch) -> int: hosts of that store, up to this revision, are to follow this one
     DISPATCHER = "dispatcher"  # (name) -> Peer
@@ -37,6 +38,12 @@ class Holding(NamedTuple):
     """A live claim."""
 
     host: str
+    endpoint: Endpoint
+
+
+class Coming(NamedTuple):
+    """A guest that is on its way to a host by live migration; whose it is says the table of endpoints."""
+
     endpoint: Endpoint
 
 
@@ -65,7 +72,7 @@ class Entry(NamedTuple):
     change: str  # created | configured | deleted | fenced | ...
 
 
-Record = resources.Resource | Holding | HostState | Peer | Entry | int
+Record = resources.Resource | Holding | Coming | HostState | Peer | Entry | int
 Key = tuple[str, ...]
 
 
@@ -162,6 +169,8 @@ def encode_record(record: Record) -> bytes:
     match record:
         case Holding(host, endpoint):
             found: Any = [host, pack_endpoint(endpoint)]
+        case Coming(endpoint):
+            found = pack_endpoint(endpoint)
         case HostState(addresses, ahead, fenced, next_key):
             found = [list(addresses), ahead, fenced, next_key]
         case Peer() | Entry():
@@ -183,6 +192,8 @@ def decode_record(table: Table, data: bytes) -> Record:
             case Table.ENDPOINT:
                 host, endpoint = raw
                 return Holding(str(host), unpack_endpoint(endpoint))
+            case Table.EXPECTED:
+                return Coming(unpack_endpoint(raw))
             case Table.HOST:
                 addresses, ahead, fenced, next_key = raw
                 return HostState(tuple(addresses), ahead, str(fenced), str(next_key))

@@ -25,6 +25,7 @@ class Claims:
     locals: Locals
     _asked: dict[int, _Asked] = field(default_factory=dict)
     _refused: dict[EndpointKey, tuple[Endpoint, float]] = field(default_factory=dict)
+    _arrived: set[EndpointKey] = field(default_factory=set)  # and nothing granted to them since
 
     def due(self, now: float) -> list[Endpoint]:
         if not self.locals.unclaimed:
@@ -53,6 +54,7 @@ class Claims:
                 self._refused[key] = (endpoint, now)
             else:
                 self._refused.pop(key, None)
+                self._arrived.discard(key)
         return [(endpoint, refused.get(key, "")) for key, endpoint in asked.endpoints.items()]
 
     @property
@@ -60,12 +62,22 @@ class Claims:
         """Something is still to be answered."""
         return bool(self._asked)
 
+    def arrived(self, key: EndpointKey) -> None:
+        """By a migration: its source lets go of it at this moment."""
+        self._arrived.add(key)
+
+    def fleet_changed(self) -> None:
+        """It may just have been let go of: a guest that runs waits for no clock."""
+        for key in self._arrived:
+            self._refused.pop(key, None)
+
     def lost(self) -> None:
         """The connection went: nothing that was asked will be answered."""
         self._asked.clear()
 
     def forget(self, key: EndpointKey) -> None:
         self._refused.pop(key, None)
+        self._arrived.discard(key)
         for asked in self._asked.values():
             asked.endpoints.pop(key, None)
 

@@ -77,7 +77,7 @@ class Operations:
             case ("prepare", "begin"):
                 self.agent.prepare(domain, answer, now)
             case ("migrate", "begin"):
-                self.agent.incoming(domain, answer)
+                self.agent.incoming(domain, answer, now)
             case ("start", "begin") | ("started", "begin"):
                 self.agent.started(domain, answer, now)
             case ("stopped", "end"):

@@ -1,5 +1,5 @@
-# Owns: what stands between a guest and its start: reasons to refuse it that this host knows by itself, and the hooks
-# that wait for the dispatcher's word. Pure; `now` is monotonic seconds.
+# Owns: what stands between a guest and its start, or its coming: reasons to refuse it that this host knows by itself,
+# and the hooks that wait for the dispatcher's word. Pure; `now` is monotonic seconds.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ class _Hook:
     keys: set[EndpointKey]
     answer: Answer
     until: float
+    unheard: tuple[int, str] = (0, "")  # the answer where the dispatcher gives none
 
 
 @dataclass(slots=True)
@@ -33,7 +34,13 @@ class Waiting:
     _hooks: list[_Hook] = field(default_factory=list)
 
     def add(self, keys: set[EndpointKey], answer: Answer, now: float) -> None:
+        """Unheard, it starts isolated and is connected when the dispatcher's answer comes."""
         self._hooks.append(_Hook(keys, answer, now + CLAIM_WAIT))
+
+    def add_coming(self, domain: Domain, answer: Answer, now: float) -> None:
+        """Unheard, it does not come: where it runs it has its network."""
+        keys = {endpoint.key for endpoint, _ in domain.endpoints}
+        self._hooks.append(_Hook(keys, answer, now + CLAIM_WAIT, (1, cannot_come(domain))))
 
     def answered(self, endpoint: Endpoint, refusal: str) -> None:
         """The dispatcher's word on one endpoint; "" grants it. One that is refused refuses its guest."""
@@ -44,16 +51,24 @@ class Waiting:
                 hook.answer(1 if refusal else 0, f"{quote(endpoint.domain)}: {refusal}" if refusal else "")
 
     def expire(self, now: float) -> None:
-        """It starts isolated and is connected when the answer comes."""
+        """The dispatcher takes too long."""
         for hook in [h for h in self._hooks if now >= h.until]:
             self._hooks.remove(hook)
-            hook.answer(0, "")
+            hook.answer(*hook.unheard)
 
-    def let_all_start(self) -> None:
+    def give_up(self) -> None:
         """Nobody will answer."""
         hooks, self._hooks = self._hooks, []
         for hook in hooks:
-            hook.answer(0, "")
+            hook.answer(*hook.unheard)
+
+
+def cannot_come(domain: Domain) -> str:
+    """One line."""
+    return (
+        f"{quote(domain.name)}: cannot come to this host while no dispatcher answers it, for its addresses could not "
+        f"follow: it stays where it is; see slash32-hostd status, then migrate it again"
+    )
 
 
 def outside(domain: Domain, guard_prefixes: tuple[str, ...]) -> str | None:

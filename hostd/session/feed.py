@@ -15,7 +15,7 @@ from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import Address
 from slash32.sync import NO_SESSION, Applied, Held, NeedSnapshot, Replica
-from slash32.wire import Ack, Claim, Failure, Refusal, Release, Report, WireError
+from slash32.wire import Ack, Claim, Expect, Failure, Refusal, Release, Report, WireError
 
 from .dealer import Place
 from .line import Line
@@ -153,6 +153,12 @@ class Feed:
     def claim(self, endpoint: Endpoint) -> int:
         self._seq += 1
         self._say(Claim(self._seq, endpoint))
+        return self._seq
+
+    def expect(self, endpoint: Endpoint) -> int:
+        """A guest that is on its way here; to be said again after each report."""
+        self._seq += 1
+        self._say(Expect(self._seq, endpoint))
         return self._seq
 
     def release(self, key: EndpointKey) -> int:

@@ -25,7 +25,7 @@ def up_to_date(message: wire.FromHost) -> list[wire.FromDispatcher]:
     match message:
         case Hello():
             return [Delta(message.epoch, message.revision, message.revision, message.digest, ())]
-        case wire.Report(seq) | wire.Claim(seq) | wire.Release(seq):
+        case wire.Report(seq) | wire.Claim(seq) | wire.Expect(seq) | wire.Release(seq):
             return [wire.Claimed(seq)]
     return []
 

@@ -33,7 +33,7 @@ RICH = guest(3, "web", "10.66.0.3", prefixes=(parse_prefix("10.67.0.0/24"),),
 KEY = EndpointKey("00000000-0000-0000-0000-00000000000a", "52:54:00:00:00:0a")
 FROM_HOST = tuple(map(wire.encode_to_dispatcher, (
     Hello("", 0, 0, (parse_address("192.0.2.9"),), name="h1"), Hello("e" * 64, 7, 7), Report(1, (guest(1), RICH)),
-    Claim(2, RICH), Release(3, KEY), wire.Ack(1, (wire.Failure("policy p", "no"),)), wire.Ack(1),
+    Claim(2, RICH), wire.Expect(2, RICH), Release(3, KEY), wire.Ack(1, (wire.Failure("policy p", "no"),)), wire.Ack(1),
     wire.Ping(), wire.Answer(1, "{}"),
 )))  # fmt: skip
 SET = Put(Kind.SET, WEB, AddressSet({b"\x0a\0\0\1"}))

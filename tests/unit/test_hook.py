@@ -301,17 +301,25 @@ BOMB = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
     ids=["bomb", "doctype", "cut", "two-roots", "deep", "nul", "huge", "utf-16"],
 )
 def test_alone_refuses_xml_that_libvirt_never_writes(xml: bytes) -> None:
-    assert alone.judge(domain(), "down")[0] == 0
-    code, message = alone.judge(xml, "down")
+    assert alone.judge(domain(), "down", "prepare")[0] == 0
+    code, message = alone.judge(xml, "down", "prepare")
     assert code == 1 and "cannot be read" in message and len(message) < 500
 
 
 def test_alone_reads_the_tag_only_where_it_counts() -> None:
     nested = b'<domain><metadata><o><s:endpoint xmlns:s="urn:slash32:domain:1"/></o></metadata></domain>'
-    assert alone.judge(nested, "down") == (0, "slash32-hostd does not answer, but this guest has no tag")
+    assert alone.judge(nested, "down", "migrate") == (0, "slash32-hostd does not answer, but this guest has no tag")
 
 
 def test_alone_quotes_hostile_names() -> None:
     evil = "a\n\u202e" + "x" * 5000
-    _, message = alone.judge(domain("tap0").replace(b"web1", evil.encode()), "down")
+    _, message = alone.judge(domain("tap0").replace(b"web1", evil.encode()), "down", "prepare")
     assert "\n" not in message and "\u202e" not in message and len(message) < 1000
+
+
+def test_a_guest_that_migrates_stays_where_its_network_is(hook: Installed) -> None:
+    """Elsewhere hostd answers; a guest that starts has no such place."""
+    done = hook.run("migrate", domain())
+    assert done.returncode == 1 and b"cannot come to this host: slash32-hostd does not answer" in done.stderr
+    assert hook.run("migrate", domain(tag=False)).returncode == 0
+    assert hook.run("prepare", domain()).returncode == 0

@@ -39,7 +39,7 @@ from slash32 import wire
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
 from slash32.sync import Applied, Held, NeedSnapshot, Publisher, Replica
-from slash32.wire import Claim, Claimed, Delta, Pong, Release, Report, Snapshot
+from slash32.wire import Claim, Claimed, Delta, Expect, Pong, Release, Report, Snapshot
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 HOSTS = ("h1", "h2", "h3")
@@ -276,6 +276,14 @@ class Agreement(RuleBasedStateMachine):
             host.claims[endpoint.key] = endpoint
             host.asked[host.seq] = (endpoint,)
             self.say(host, Claim(host.seq, endpoint))
+        if host.at is not None:
+            self.flush(host.at)
+
+    @rule(name=NAMES, n=st.integers(1, 3), address=st.integers(1, 2))
+    def expect(self, name: str, n: int, address: int) -> None:
+        host = self.hosts[name]
+        host.seq += 1
+        self.say(host, Expect(host.seq, guest(n, address)))
         if host.at is not None:
             self.flush(host.at)
 

@@ -11,7 +11,7 @@ import pytest
 
 from dispatcher.store import backups
 from dispatcher.store.backups import BackupError
-from dispatcher.store.commits import Entry, Holding, HostState, Peer, Saved, Table, encode_record
+from dispatcher.store.commits import Coming, Entry, Holding, HostState, Peer, Saved, Table, encode_record
 from slash32.model import Endpoint, EndpointKey
 from slash32.net import parse_address
 from slash32.policy import Tier
@@ -24,6 +24,7 @@ SAVED = Saved(
     {
         (Table.RESOURCE, ("Tier", "first")): Tier("first", 1.0),
         (Table.ENDPOINT, tuple(KEY)): Holding("h1", GUEST),
+        (Table.EXPECTED, ("h2", *KEY)): Coming(GUEST),
         (Table.HOST, ("h1",)): HostState((parse_address("192.0.2.1"),), 7, "reason", ""),
         (Table.SUPERSEDED, ("feedbeef",)): 12,
         (Table.DISPATCHER, ("d1",)): Peer("tcp://10.0.0.1:5532", "k" * 40),

@@ -89,6 +89,9 @@ class FakeFeed:
     def claim(self, endpoint: Endpoint) -> int:
         return self._say("claim", endpoint)
 
+    def expect(self, endpoint: Endpoint) -> int:
+        return self._say("expect", endpoint)
+
     def release(self, key: EndpointKey) -> int:
         return self._say("release", key)
 
@@ -197,7 +200,7 @@ class Rig:
 
     def answer(self, refused: dict[EndpointKey, str] | None = None) -> None:
         """The dispatcher answers all that is open; what it does not refuse it grants."""
-        for seq in sorted(self.agent.claims._asked):
+        for seq in sorted([*self.agent.claims._asked, *self.agent.coming._asked]):
             self.agent.answered(seq, refused or {}, self.now)
         self.agent.settle()
 

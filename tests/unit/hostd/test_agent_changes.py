@@ -7,6 +7,9 @@ import pytest
 from hostd.guests.claims import GRACE, RETRY
 from hostd.guests.operations import AWAY
 from hostd.guests.sightings import BadTag, How, Runs, Suspended
+from hostd.guests.starting import CLAIM_WAIT
+from hostd.state import Phase
+from tests.scenes import Commit
 from tests.unit.hostd.agent_rig import Guest, Rig
 
 # -- tags that change ------------------------------------------------------------------------------------------------
@@ -114,7 +117,11 @@ def test_a_nic_that_is_unplugged_goes_and_the_other_stays(rig: Rig) -> None:
 
 def arriving(rig: Rig) -> Guest:
     guest = Guest(1)
-    assert rig.hook(guest, "migrate").code == 0
+    migrate = rig.hook(guest, "migrate")
+    assert migrate.said is None, "what it needs is not here yet"
+    rig.answer()
+    assert migrate.code == 0
+    rig.feed.said.clear()
     assert rig.hook(guest, "prepare").code == 0
     guest.taps = ["vnet1"]
     rig.tap("vnet1")
@@ -175,8 +182,73 @@ def test_a_migration_that_is_given_up_claims_nothing(rig: Rig) -> None:
     rig.tick(RETRY)
     rig.hook(guest, "release", "end")
     rig.tick(RETRY)
-    assert rig.feed.said == []
+    assert rig.feed.said == [("release", guest.key())], "it is not expected any more"
     rig.clean()
+
+
+def test_what_a_guest_needs_is_asked_for_before_it_may_come(rig: Rig) -> None:
+    migrate = rig.hook(Guest(1), "migrate")
+    assert [e.key for e in rig.asked("expect")] == [Guest(1).key()] and not rig.asked("claim")
+    rig.answer()
+    assert migrate.said == (0, "")
+
+
+def test_a_guest_that_may_not_be_here_stays_where_it_is(rig: Rig) -> None:
+    guest = Guest(1)
+    migrate = rig.hook(guest, "migrate")
+    rig.answer({guest.key(): "label role=web is not one that host h1 may use"})
+    assert migrate.said == (1, "'guest1': label role=web is not one that host h1 may use")
+    assert rig.phase(guest) is None, "libvirt tells no more of it"
+    assert rig.asked("release") == [guest.key()]
+    rig.clean()
+
+
+@pytest.mark.parametrize("how", ["no dispatcher", "it goes", "no answer"])
+def test_a_guest_stays_where_it_is_while_no_dispatcher_could_move_its_addresses(rig: Rig, how: str) -> None:
+    guest = Guest(1)
+    if how == "no dispatcher":
+        rig.lose()
+    migrate = rig.hook(guest, "migrate")
+    if how == "it goes":
+        rig.lose()
+    rig.tick(CLAIM_WAIT if how == "no answer" else 0)
+    assert migrate.code == 1 and migrate.said is not None and "stays where it is" in migrate.said[1]
+    assert rig.phase(guest) is None
+    untagged = Guest(2, tagged=False)
+    assert rig.hook(untagged, "migrate").code == 0
+
+
+def test_a_guest_on_its_way_is_expected_again_by_another_dispatcher(rig: Rig) -> None:
+    guest = arriving(rig)
+    rig.lose()
+    rig.connect()
+    assert [said for said, _ in rig.feed.said] == ["report", "expect"]
+    rig.event(Runs(guest.uuid, How.MIGRATED, "qemu"))
+    rig.feed.said.clear()
+    expected, *_ = rig.agent.coming._asked
+    rig.agent.answered(expected, {}, rig.now)
+    assert rig.phase(guest) is Phase.ARRIVED, "that it may come is no answer to its claim"
+    rig.answer()
+    assert rig.is_open(guest) and rig.routed(guest)
+
+
+def test_a_claim_that_came_before_the_source_let_go_waits_for_no_clock(rig: Rig) -> None:
+    guest = arriving(rig)
+    rig.event(Runs(guest.uuid, How.MIGRATED, "qemu"))
+    rig.answer({guest.key(): "address 10.65.1.1 is in use by 'guest1' on h2"})
+    rig.tick()
+    assert len(rig.asked("claim")) == 1, "nothing was heard since"
+    rig.send(Commit(()))
+    rig.tick()
+    assert len(rig.asked("claim")) == 2
+    rig.answer()
+    assert rig.is_open(guest) and rig.routed(guest)
+    other = rig.start(Guest(2), grant=False)
+    rig.answer({other.key(): "address 10.65.2.1 is in use by 'x' on h2"})
+    asked = len(rig.asked("claim"))
+    rig.send(Commit(()))
+    rig.tick()
+    assert len(rig.asked("claim")) == asked, "one that only starts asks at its pace"
 
 
 def test_the_source_lets_go_at_the_handover(rig: Rig) -> None:
@@ -190,7 +262,7 @@ def test_the_source_lets_go_at_the_handover(rig: Rig) -> None:
     rig.tick(1)
     assert len(rig.asked("claim")) == claims and not rig.routed(guest)
     rig.end(guest)
-    assert rig.asked("release") == [guest.key()]
+    assert set(rig.asked("release")) == {guest.key()}
     rig.clean()
 
 
