@@ -73,7 +73,7 @@ def _rebound(core: Core, resource: Resource) -> None:
 
 
 def bound(core: Core, keys: Iterable[EndpointKey]) -> None:
-    """Of these endpoints those end that their hosts may not claim any more."""
+    """Of these endpoints those end that their hosts may not claim any more; so does every wait for one of that kind."""
     registry = core.registry
     for key in keys:
         claimed = registry.endpoints[key]
@@ -82,6 +82,10 @@ def bound(core: Core, keys: Iterable[EndpointKey]) -> None:
         if why is not None:
             core.ledger.release(key)
             core.claims.alarm(host.name, key, why)
+    for name, key in sorted(registry.expected):
+        coming = registry.expected[name, key].endpoint
+        if out_of_bounds(registry.hosts[name], coming, effective_labels(coming, registry.profiles)) is not None:
+            core.ledger.expect_no_more(name, key)
 
 
 def delete(core: Core, word: str, name: str) -> Json:

@@ -15,7 +15,7 @@ from slash32 import wire
 from slash32.model import Endpoint, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import Kind
-from slash32.wire import Ack, Answer, Claim, Claimed, Delta, Hello, Ping, Pong, Refused, Release, Report, Snapshot
+from slash32.wire import Ack, Answer, Claim, Claimed, Delta, Expect, Hello, Ping, Pong, Refused, Release, Report, Snapshot
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 FLOOD = 50_000 if FULL else 3000
@@ -167,6 +167,7 @@ def test_it_answers_what_nobody_asked(liar: Hostile) -> None:
 FLOODS = {
     "claims": [Claim(n, guest(9, "web", f"10.65.9.{n % 250}")) for n in range(500)],
     "refused claims": [Claim(n, guest(300 + n, "web", "10.65.0.2")) for n in range(500)],
+    "guests to come": [Expect(n, guest(300 + n, "web", f"10.66.{n // 250}.{n % 250}")) for n in range(500)],
     "releases": [Release(n, guest(n % 3).key) for n in range(500)],
     "hellos": [EMPTY],
     "hellos of another store": [Hello("other", 9, 9)],

@@ -114,6 +114,15 @@ def test_a_guest_that_could_not_be_there_is_refused(fleet: Fleet) -> None:
     assert refusals(fleet.ask("h2", Expect(3, guest(2, "10.66.0.1")))) == [], "not so one within its bounds"
 
 
+def test_it_ends_when_the_host_may_have_no_such_guest_any_more(fleet: Fleet) -> None:
+    fleet.ask("h2", Expect(2, guest(1)))
+    for role, still in (("web", True), ("db", False)):
+        bounded = {**HOSTS[1], "spec": {**HOSTS[1]["spec"], "labels": {"role": [role]}}}
+        fleet.do(lambda core, bounded=bounded: operators.apply(core, [bounded], False))
+        fleet.settle()
+        assert fleet.has("h2") is still and fleet.owner(1) == "h1"
+
+
 def test_an_address_of_a_third_is_refused(fleet: Fleet) -> None:
     (why,) = refusals(fleet.ask("h2", Expect(2, guest(3, "10.65.0.1"))))
     assert why == "address 10.65.0.1 is in use by g1 on h1" and not fleet.has("h2")
