@@ -15,7 +15,21 @@ from slash32 import wire
 from slash32.model import Endpoint, SharedAddress
 from slash32.net import host_prefix, parse_address, parse_prefix
 from slash32.pack import Kind
-from slash32.wire import Ack, Answer, Claim, Claimed, Delta, Expect, Hello, Ping, Pong, Refused, Release, Report, Snapshot
+from slash32.wire import (
+    Ack,
+    Answer,
+    Claim,
+    Claimed,
+    Delta,
+    Expect,
+    Hello,
+    Ping,
+    Pong,
+    Refused,
+    Release,
+    Report,
+    Snapshot,
+)
 
 FULL = os.environ.get("SLASH32_COUNTS") == "full"
 FLOOD = 50_000 if FULL else 3000
